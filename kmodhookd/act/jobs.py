@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Jobs: each build with its number, its progress and its end, as `ListJobs` and the Job signals tell them."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from kmodhookd.act.controls import Controls
+from kmodhookd.act.failures import NO_SPACE, BuildFailed
+from kmodhookd.errors import Fault
+from kmodhookd.model import Action, DecisionKind, Failure, FailureClass, Kernel, Placement, Source, State
+from kmodhookd.observe import decisions
+from kmodhookd.protocol import JobEvent, WorkerEvent
+from kmodhookd.root import Root
+
+Emit = Callable[[WorkerEvent], None]
+
+RETRY = {
+    FailureClass.SPACE: 300.0,
+    FailureClass.KILLED: 60.0,
+    FailureClass.INSTALL: 300.0,
+    FailureClass.INTERNAL: 300.0,
+}
+"""Classes worth a retry although no input changed, with the seconds after which the first one is due."""
+RETRY_LONGEST = 6 * 3600.0
+PROVISIONAL = 30.0  # seconds: a failure whose inputs changed so shortly before it is not believed yet
+PROVISIONAL_RETRY = 2.0
+PROVISIONAL_ATTEMPTS = 5
+INTERVAL = 0.5  # seconds between two progress events of one job
+
+
+class Jobs:
+    """The jobs of one pass."""
+
+    def __init__(self, root: Root, emit: Emit, controls: Controls, first: int) -> None:
+        self.root = root
+        self.emit = emit
+        self.controls = controls
+        self.dropped: list[Action] = []  # given up before they began
+        self.unsaved: dict[tuple[str, str, str], str] = {}  # failures that the disk did not take, as sentences
+        self._next = first
+        self._of: dict[tuple[str, str, str], Job] = {}
+
+    def new(self, action: Action) -> "Job":
+        """A job for a build that is about to be queued."""
+        job = Job(self, self._next, action)
+        self._next += 1
+        self._of[action.module, action.version, action.kernel] = job
+        job.queue()
+        return job
+
+    def failed(self, action: Action) -> bool:
+        """Whether this action's build did not succeed, so that there is nothing to install."""
+        job = self._of.get((action.module, action.version, action.kernel))
+        return job is not None and job.result not in ("", "built")
+
+    def cancelled(self, action: Action, source: Source) -> bool:
+        """Whether somebody cancelled it after its build was done: then it does not go in."""
+        job = self._of.get((action.module, action.version, action.kernel))
+        if job is None or not job.cancel.is_set() or not job.remember_cancel(source):
+            return False
+        self.finish(action, "cancelled", "cancelled before it was installed")
+        return True
+
+    def finish(self, action: Action, result: str, detail: str) -> None:
+        """Tell the end of the job that an installation belongs to; without a build it becomes one of its own."""
+        job = self._of.pop((action.module, action.version, action.kernel), None)
+        if job is None:
+            job = self.new(action)
+            self._of.pop((action.module, action.version, action.kernel))
+            job.start()
+        if job.result in ("", "built"):
+            job.finish(result, detail)
+
+    def give_up(self, action: Action, detail: str) -> None:
+        """Tell the end of a job that has not been told yet: something stood in the way of all of them."""
+        job = self._of.get((action.module, action.version, action.kernel))
+        if job is not None and job.result in ("", "built"):
+            self.finish(action, "failed", detail)
+
+    def fail_install(self, action: Action, placement: Placement, fault: Fault, cause: FailureClass) -> None:
+        """Remember that what was built could not be put in."""
+        failure = fault.failure if isinstance(fault, BuildFailed) else _failure(placement, fault, cause)
+        self.remember(placement, failure)
+        self.finish(action, "failed", failure.reason)
+
+    def remember(self, placement: Placement, failure: Failure) -> None:
+        """Save a failure with its number of attempts and the time from which another is worth it."""
+        earlier = placement.failure
+        same = earlier is not None and earlier.fingerprint == placement.fingerprint
+        attempts = earlier.attempts + 1 if same and earlier is not None else 1
+        now = time.time()
+        retry_at = failure.retry_at
+        if not retry_at and failure.cause in RETRY:
+            retry_at = now + min(RETRY[failure.cause] * 2 ** (attempts - 1), RETRY_LONGEST)
+        elif retry_at:
+            retry_at = now + PROVISIONAL_RETRY * 2**attempts if attempts <= PROVISIONAL_ATTEMPTS else 0.0
+        update = {"attempts": attempts, "when": now, "retry_at": retry_at, "fingerprint": placement.fingerprint}
+        failure = failure.model_copy(update={**update, "tools": placement.tools})
+        try:
+            decisions.save_failure(self.root, failure)
+        except OSError as error:
+            cell = (placement.module, placement.version, placement.kernel)
+            self.unsaved[cell] = (
+                f"{cell[0]}/{cell[1]} on {cell[2]}: {failure.reason} (not remembered: {error.strerror})"
+            )
+
+
+class Job:
+    """One build. `result` is "" while it runs, "built" when only the installation is left."""
+
+    def __init__(self, jobs: Jobs, number: int, action: Action) -> None:
+        self.jobs = jobs
+        self.number = number
+        self.action = action
+        self.result = ""
+        self.cancel: threading.Event = jobs.controls.cancellation(number)
+        self._started = time.time()
+        self._told = 0.0
+        self._phase = ""
+
+    def drop(self) -> None:
+        """Give it up before it began: the pass that was asked for will have it. Nobody heard of it, so nothing is said."""
+        self.result = "dropped"
+        self.jobs.dropped.append(self.action)
+
+    def queue(self) -> None:
+        """It waits for its turn."""
+        self._emit("progress", phase=State.QUEUED)
+
+    def start(self) -> None:
+        """The build begins."""
+        self._started = time.time()
+        self._emit("started", phase="prepare")
+
+    def progress(self, phase: str, fraction: float) -> None:
+        """A step of the build; at most a few a second are passed on."""
+        now = time.monotonic()
+        if phase == self._phase and now - self._told < INTERVAL:
+            return
+        self._phase, self._told = phase, now
+        self._emit("progress", phase=phase, fraction=fraction)
+
+    def wait_note(self, sentence: str) -> None:
+        """What the job waits for."""
+        self._emit("progress", phase="waiting", detail=sentence)
+
+    def built(self) -> None:
+        """The module lies in the DKMS tree; its installation is told by `Jobs.finish`."""
+        self.result = "built"
+        self._emit("progress", phase="install", fraction=0.95)
+
+    def fail(self, placement: Placement, source: Source, kernel: Kernel, fault: Fault) -> None:
+        """The build failed: remember why, unless it was cancelled, which is a person's decision."""
+        failure = fault.failure if isinstance(fault, BuildFailed) else _failure(placement, fault, FailureClass.INTERNAL)
+        if failure.cause is FailureClass.CANCELLED:
+            self.remember_cancel(source)
+            self.finish("cancelled", failure.reason)
+            return
+        youngest = max(kernel.headers.youngest, source.youngest)
+        if self._started - youngest < PROVISIONAL:
+            failure = failure.model_copy(update={"retry_at": 1.0})
+        self.jobs.remember(placement, failure)
+        self.finish("failed", failure.reason)
+
+    def remember_cancel(self, source: Source) -> bool:
+        """Whether a person cancelled it (and not the end of the daemon); that is remembered."""
+        by = self.jobs.controls.cancelled_by.get(self.number)
+        if by is None:
+            return False
+        action = self.action
+        kind = DecisionKind.CANCELLED
+        try:
+            decisions.decide(self.jobs.root, kind, action.module, action.version, action.kernel, source.fingerprint, by)
+        except OSError as error:
+            cell = (action.module, action.version, action.kernel)
+            self.jobs.unsaved[cell] = f"{cell[0]}/{cell[1]}: that it was cancelled is not remembered: {error.strerror}"
+        return True
+
+    def finish(self, result: str, detail: str) -> None:
+        """The job is over: done, reused, failed or cancelled."""
+        self.result = result
+        self._emit("finished", result=result, detail=detail, fraction=1.0)
+
+    def _emit(self, kind: str, **fields: str | float) -> None:
+        event = JobEvent.model_validate(
+            {
+                "kind": kind,
+                "id": self.number,
+                "module": self.action.module,
+                "version": self.action.version,
+                "kernel": self.action.kernel,
+                "started": self._started,
+                **fields,
+            }
+        )
+        self.jobs.emit(WorkerEvent(job=event))
+
+
+def _failure(placement: Placement, fault: Fault, cause: FailureClass) -> Failure:
+    origin = fault.__cause__
+    if isinstance(origin, OSError) and origin.errno in NO_SPACE:
+        cause = FailureClass.SPACE
+    return Failure(
+        module=placement.module,
+        version=placement.version,
+        kernel=placement.kernel,
+        arch=placement.arch,
+        cause=cause,
+        reason=f"{fault.where}: {fault.what}" if fault.where else fault.what,
+        remedy=fault.hint,
+    )

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which files in a kernel's tree are ours to replace or remove although no record of ours says so.
+
+Real DKMS records nothing: a module is its own when DKMS's link for the kernel leads to a build, and the installed file
+equals what that build holds.
+"""
+
+import os
+from pathlib import Path
+
+from kmodhookd.act import transaction
+from kmodhookd.model import InstalledFile, Record
+from kmodhookd.observe import decisions
+from kmodhookd.observe.elf import module_name
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+
+
+def installed(root: Root, settings: Settings, tree: str, cell: decisions.Cell) -> list[InstalledFile]:
+    """Files below `tree` that equal what the active version (any) of the cell's module has in the DKMS tree."""
+    module, _, kernel, arch = cell
+    link = f"{settings.dkms_tree}/{module}/kernel-{kernel}-{arch}"
+    if not root.resolve(link, follow_last=False).is_symlink():
+        return []
+    content = {path.name: transaction.checksum(path) for path in _modules(root.resolve(f"{link}/module"))}
+    found = []
+    for directory, _, names in os.walk(root.resolve(tree)):
+        for name in names:
+            path = Path(directory, name)
+            if name in content and _equals(root, path, content[name]):
+                found.append(InstalledFile(path=root.inside(path), sha256=content[name]))
+    return found
+
+
+def stored_content(root: Root, settings: Settings, cell: decisions.Cell) -> set[str]:
+    """Checksums of every version's build of the cell's module for its kernel in the DKMS tree."""
+    module, _, kernel, arch = cell
+    directories = root.resolve(f"{settings.dkms_tree}/{module}").glob(f"*/{kernel}/{arch}/module")
+    return {transaction.checksum(path) for directory in directories for path in _modules(directory)}
+
+
+def adopt(root: Root, settings: Settings, tree: str, cell: decisions.Cell) -> None:
+    """Record what real DKMS installed of a version, before its build in the DKMS tree is replaced by ours.
+
+    Afterwards nothing would tell that the installed file is not somebody else's.
+    """
+    module, version, kernel, arch = cell
+    link = root.resolve(f"{settings.dkms_tree}/{module}/kernel-{kernel}-{arch}", follow_last=False)
+    if not (link.is_symlink() and os.readlink(link) == f"{version}/{kernel}/{arch}"):
+        return
+    if decisions.record(root, cell) is not None:
+        return
+    files = installed(root, settings, tree, cell)
+    if files:
+        names = {"module": module, "version": version, "kernel": kernel, "arch": arch, "fingerprint": ""}
+        decisions.save_record(root, Record.model_validate({**names, "files": tuple(files)}))
+
+
+def _equals(root: Root, path: Path, sha256: str) -> bool:
+    """Links (DKMS's `symlink_modules`) count as what they lead to inside the root."""
+    return transaction.is_file(root.resolve(root.inside(path)) if path.is_symlink() else path, sha256)
+
+
+def _modules(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    return [path for path in sorted(directory.iterdir()) if module_name(path.name) and path.is_file()]

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One round of a pass: an inventory with its plan, indexed."""
+
+from dataclasses import dataclass, field
+
+from kmodhookd.model import Action, ActionKind, Headers, HeadersState, Inventory, Kernel, Placement, Plan, Source, State
+
+Key = tuple[str, str, str]  # module, version, kernel
+Attempt = tuple[ActionKind, str, str, str, str, str]  # an action, why, and the inputs it was made for
+
+
+@dataclass
+class Round:
+    """One inventory with its plan, indexed."""
+
+    inventory: Inventory
+    plan: Plan
+    tree_of_modules: str
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    sources: dict[tuple[str, str], Source] = field(default_factory=dict)
+    placements: dict[Key, Placement] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kernels = {one.release: one for one in self.inventory.kernels}
+        self.sources = {(one.module, one.version): one for one in self.inventory.sources}
+        self.placements = {(one.module, one.version, one.kernel): one for one in self.inventory.placements}
+
+    def waits_for_dependency(self, kernel: str) -> bool:
+        """Whether a further round may put more into this kernel."""
+        return any(one.kernel == kernel and one.state is State.WAITING_DEPENDENCY for one in self.plan.cells)
+
+    def kernel(self, action: Action) -> Kernel:
+        """The action's kernel; a bare one when only the DKMS tree still knows of it."""
+        if action.kernel in self.kernels:
+            return self.kernels[action.kernel]
+        tree = self.tree_of_modules + "/" + action.kernel
+        headers = Headers(state=HeadersState.MISSING)
+        return Kernel(release=action.kernel, tree=tree, arch=action.arch, headers=headers)
+
+    def attempt(self, kind: ActionKind, action: Action) -> Attempt:
+        """What makes this action another one than one before: its inputs, or the reason for it."""
+        placement = self.placements.get((action.module, action.version, action.kernel))
+        inputs = placement.fingerprint if placement is not None else ""
+        return kind, action.module, action.version, action.kernel, action.reason, inputs

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plan → disk: the actions of one round, builds side by side, each kernel's modules in as soon as its builds are done."""
+
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+
+from kmodhookd import store
+from kmodhookd.act import clean, debts, initramfs, install, registry
+from kmodhookd.act.build import build
+from kmodhookd.act.controls import Controls
+from kmodhookd.act.depmod import depmod
+from kmodhookd.act.jobs import Job, Jobs
+from kmodhookd.act.jobserver import JobServer
+from kmodhookd.act.lock import engine_lock, work_lock
+from kmodhookd.act.rounds import Attempt, Round
+from kmodhookd.act.scripts import Kind, run_script
+from kmodhookd.act.stored import store_built
+from kmodhookd.errors import Fault, Internal
+from kmodhookd.model import (
+    Action,
+    ActionKind,
+    FailureClass,
+    Inventory,
+    Kernel,
+    Placement,
+    Plan,
+    Record,
+    Target,
+)
+from kmodhookd.observe import decisions, families
+from kmodhookd.observe.inventory import look
+from kmodhookd.plan import decisions as standing
+from kmodhookd.plan.planner import ASKED
+from kmodhookd.protocol import WorkerEvent
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+
+Emit = Callable[[WorkerEvent], None]
+
+
+class Work:
+    """Everything that one pass does to the disk. Nothing is tried twice in a pass for the same reason.
+
+    What goes wrong with one module or kernel stops nothing else: `_apart` is where it ends.
+    """
+
+    def __init__(self, root: Root, settings: Settings, controls: Controls, emit: Emit, *, first_job: int = 1) -> None:
+        self.root = root
+        self.settings = settings
+        self.controls = controls
+        self.family = families.detect(root)
+        self.jobs = Jobs(root, emit, controls, first_job)
+        self.installed = 0
+        self.removed = 0
+        self.problems: list[str] = []  # what failed beside builds and installations, which remember it themselves
+        self.notes: list[str] = []  # what else a person may want to know
+        self._tried: set[Attempt] = set()
+        self._dirty: set[str] = set()  # kernels whose module index is older than their modules
+
+    def begin(self, asked: tuple[Target, ...] = ()) -> None:
+        """What comes before the first look: what a crash left, and that a cancelled build is asked for again."""
+        with self._apart("recovery"):
+            self.notes += install.recover(self.root, self.settings)
+        with self._apart("decisions"):
+            decisions.revise(self.root, lambda all_: standing.asked_again(all_, asked))
+
+    def look(self, *, first: bool = False) -> Inventory:
+        """The disk as it is now; with what it says remembered for looks to come."""
+        inventory = look(self.root, self.settings)
+        with self._apart(store.STATE):
+            if first and decisions.take_stock(self.root, inventory):
+                inventory = inventory.model_copy(update={"decisions": decisions.decisions(self.root)})
+            decisions.revise(self.root, lambda all_: standing.living(all_, inventory.sources, inventory.departed))
+            decisions.remember(self.root, inventory)
+        return inventory
+
+    def do(self, inventory: Inventory, plan: Plan) -> bool:
+        """Do what the plan says and was not tried before; whether there was anything to do."""
+        now = Round(inventory, plan, self.root.inside(self.root.modules))
+        todo = [action for action in plan.actions if now.attempt(action.kind, action) not in self._tried]
+        self._tried |= {now.attempt(action.kind, action) for action in todo}
+        self._simple(now, todo, ActionKind.ADD)
+        self._produce(now, [one for one in todo if one.kind in (ActionKind.BUILD, ActionKind.INSTALL)])
+        for kind in (ActionKind.UNINSTALL, ActionKind.UNBUILD, ActionKind.REMOVE, ActionKind.CLEAN):
+            self._simple(now, todo, kind)
+        self._index(now)
+        return bool(todo)
+
+    def finish(self, inventory: Inventory) -> None:
+        """What is left to the end of a pass: the indexes that waited for dependencies, and initramfs."""
+        self._index(None)
+        if not self.controls.held and not self.controls.wind_down.is_set():
+            self._settle_initramfs(inventory)
+
+    def unfinished(self, plan: Plan) -> tuple[Target, ...]:
+        """The rebuilds that were asked for and that this pass was made to end before, or whose trees never came to rest."""
+        asked = [one for one in self.jobs.dropped if one.reason == ASKED]
+        dropped = [Target(module=one.module, version=one.version, kernel=one.kernel) for one in asked]
+        return tuple(dict.fromkeys([*dropped, *plan.postponed]))
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """Everything worth a sentence, in a snapshot's problems."""
+        return (*dict.fromkeys(self.notes), *self.failures)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What went wrong and is remembered nowhere, as sentences."""
+        return (*dict.fromkeys(self.problems), *self.jobs.unsaved.values())
+
+    @contextlib.contextmanager
+    def _apart(self, what: str, failed: Callable[[Fault], None] | None = None) -> Iterator[None]:
+        """The one guard: whatever goes wrong inside is told to `failed`, or is a problem; nothing gets out."""
+        try:
+            yield
+        except Exception as error:
+            fault = _as_fault(what, error)
+            if failed is None:
+                self.problems.append(str(fault))
+            else:
+                failed(fault)
+
+    # --- builds and installations -----------------------------------------------------------------------------------
+
+    def _produce(self, now: Round, actions: list[Action]) -> None:
+        """Build in parallel; whenever the last build of a kernel is done, put that kernel's modules in."""
+        builds: dict[str, list[Action]] = defaultdict(list)
+        installs: dict[str, list[Action]] = defaultdict(list)
+        for action in actions:
+            (builds if action.kind is ActionKind.BUILD else installs)[action.kernel].append(action)
+        for kernel in [kernel for kernel in installs if kernel not in builds]:
+            self._commit(now, kernel, installs.pop(kernel))
+        if not builds:
+            return
+        server = JobServer(self.settings.build.jobs)
+        with server, ThreadPoolExecutor(max_workers=server.tokens) as pool:
+            futures: dict[Future[None], Action] = {}
+            for kernel in builds:
+                for action in builds[kernel]:
+                    job = self.jobs.new(action)
+                    futures[pool.submit(self._build, now, action, job, server)] = action
+            for future in as_completed(futures):
+                future.result()
+                action = futures[future]
+                if not any(
+                    one.module == action.module and one.version == action.version for one in installs[action.kernel]
+                ):
+                    self.jobs.finish(action, "done", "built, not installed")
+                builds[action.kernel].remove(action)
+                if not builds[action.kernel]:
+                    self._commit(now, action.kernel, installs.pop(action.kernel))
+                    self._index(now)
+
+    def _build(self, now: Round, action: Action, job: Job, server: JobServer) -> None:
+        """One build, from its source to the DKMS tree. Its failure is remembered, never raised."""
+        if self.controls.wind_down.is_set():
+            self._tried -= {now.attempt(kind, action) for kind in (ActionKind.BUILD, ActionKind.INSTALL)}
+            job.drop()
+            return
+        placement = now.placements[action.module, action.version, action.kernel]
+        source, kernel = now.sources[action.module, action.version], now.kernels[action.kernel]
+        with self._apart(_name(action), lambda fault: job.fail(placement, source, kernel, fault)):
+            job.start()
+            with work_lock(self.root, "@".join(_cell(action)), job.cancel):
+                if not self._done_meanwhile(now, placement):
+                    self._make(now, action, job, server)
+            job.built()
+
+    def _done_meanwhile(self, now: Round, placement: Placement) -> bool:
+        """Whether another program of ours has built the same since we looked."""
+        record = decisions.record(self.root, (placement.module, placement.version, placement.kernel, placement.arch))
+        if record is None or record.fingerprint != placement.fingerprint:
+            return False
+        return record.built > now.inventory.when
+
+    def _make(self, now: Round, action: Action, job: Job, server: JobServer) -> None:
+        """Build, store, remember."""
+        placement = now.placements[action.module, action.version, action.kernel]
+        source = now.sources[action.module, action.version]
+        assert placement.recipe is not None
+        built = build(
+            self.root,
+            self.settings,
+            now.kernels[action.kernel],
+            source,
+            placement.recipe,
+            jobserver=server,
+            cancel=job.cancel,
+            progress=job.progress,
+        )
+        with engine_lock(self.root, self.settings, on_wait=job.wait_note):
+            log = store_built(self.root, self.settings, source, placement.recipe, built)
+        earlier = decisions.record(self.root, _cell(action))
+        decisions.save_record(
+            self.root,
+            Record(
+                module=action.module,
+                version=action.version,
+                kernel=action.kernel,
+                arch=action.arch,
+                fingerprint=placement.fingerprint,
+                # Of what real DKMS installed nothing tells what it was made from: it counts as something else than this.
+                installed_fingerprint=(earlier.installed_fingerprint or "unknown") if earlier and earlier.files else "",
+                by_hand=earlier.by_hand if earlier else False,
+                files=earlier.files if earlier else (),
+                installed=earlier.installed if earlier else 0.0,
+                built=time.time(),
+                seconds=built.seconds,
+                source_package=source.package,
+                mechanism=built.mechanism,
+                log=log,
+            ),
+        )
+        decisions.forget(self.root, "failures", _cell(action))
+
+    def _commit(self, now: Round, kernel: str, actions: list[Action]) -> None:
+        """Put a kernel's modules in, under the engine lock, as far as the gate lets us."""
+        if not self.controls.may_commit(kernel):
+            self._leave_to_later(now, actions)
+            return
+        ready = [one for one in actions if self._may_go_in(now, one)]
+        done: list[Action] = []
+        with self._apart(kernel), engine_lock(self.root, self.settings, on_wait=self.notes.append):
+            if self.controls.may_commit(kernel):  # it may have waited for long
+                done += [action for action in ready if self._install(now, action)]
+            else:
+                self._leave_to_later(now, ready)
+        for action in done:
+            self._script(now, action, "post_install")
+            self.jobs.finish(action, "done", "")
+        for action in ready:
+            self.jobs.give_up(action, "it could not be installed now; it is tried again")
+
+    def _leave_to_later(self, now: Round, actions: list[Action]) -> None:
+        for action in actions:
+            self._tried.discard(now.attempt(ActionKind.INSTALL, action))
+            if not self.jobs.failed(action):
+                self.jobs.finish(action, "done", "built; it is installed when the transaction is over")
+
+    def _may_go_in(self, now: Round, action: Action) -> bool:
+        if self.jobs.failed(action) or self.jobs.cancelled(action, now.sources[action.module, action.version]):
+            return False
+        return self._script(now, action, "pre_install")
+
+    def _script(self, now: Round, action: Action, kind: Kind) -> bool:
+        """Run a script of dkms.conf that runs as root, outside of the engine lock. Whether to go on.
+
+        Only PRE_INSTALL can forbid anything; what the others come to is a problem that is told.
+        """
+        placement = now.placements.get((action.module, action.version, action.kernel))
+        if placement is None or placement.recipe is None:
+            return True
+        faults: list[Fault] = []
+        with self._apart(_name(action), faults.append):
+            sentence = run_script(self.root, self.settings, placement.recipe, kind)
+            self.notes += [sentence] if sentence else []
+        if faults and kind == "pre_install":
+            self.jobs.fail_install(action, placement, faults[0], FailureClass.SCRIPT)
+            return False
+        self.problems += [str(fault) for fault in faults]
+        return True
+
+    def _install(self, now: Round, action: Action) -> bool:
+        placement = now.placements[action.module, action.version, action.kernel]
+        faults: list[Fault] = []
+        with self._apart(_name(action), faults.append):
+            assert placement.recipe is not None
+            kernel, record = now.kernels[action.kernel], decisions.record(self.root, _cell(action))
+            done = install.install(self.root, self.settings, self.family, kernel, placement.recipe, record)
+            self._dirty.add(action.kernel)
+            by_hand = action.by_hand or done.by_hand
+            update = {"installed_fingerprint": done.fingerprint, "installed": time.time(), "by_hand": by_hand}
+            decisions.save_record(self.root, done.model_copy(update=update))
+            decisions.forget(self.root, "failures", _cell(action))
+        if faults:
+            self.jobs.fail_install(action, placement, faults[0], FailureClass.INSTALL)
+            return False
+        self.installed += 1
+        return True
+
+    def _index(self, now: Round | None) -> None:
+        """One depmod for each kernel whose modules are all in; without a round for each that is left."""
+        for kernel in sorted(self._dirty):
+            if now is not None and now.waits_for_dependency(kernel):
+                continue
+            self._dirty.discard(kernel)
+            with self._apart(kernel), engine_lock(self.root, self.settings, on_wait=self.notes.append):
+                depmod(self.root, kernel)
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
+
+    def _simple(self, now: Round, todo: list[Action], kind: ActionKind) -> None:
+        """Actions that need no compiler, one after the other, each under the engine lock."""
+        for action in [action for action in todo if action.kind is kind]:
+            if kind is not ActionKind.ADD and not self.controls.may_commit(action.kernel):
+                self._tried.discard(now.attempt(kind, action))
+                continue
+            faults: list[Fault] = []
+            with (
+                self._apart(_name(action), faults.append),
+                engine_lock(self.root, self.settings, on_wait=self.notes.append),
+            ):
+                self._apply(now, action)
+            self.problems += [str(fault) for fault in faults]
+            if kind is ActionKind.UNINSTALL and not faults:
+                self._script(now, action, "post_remove")
+            elif kind is ActionKind.ADD and not faults:
+                self._post_add(now, action)
+
+    def _post_add(self, now: Round, action: Action) -> None:
+        """POST_ADD belongs to a version, not to a kernel: it is run once, with whichever kernel comes first."""
+        for placement in now.inventory.placements:
+            if (placement.module, placement.version) == (action.module, action.version) and placement.recipe:
+                self._script(now, action.model_copy(update={"kernel": placement.kernel}), "post_add")
+                return
+
+    def _apply(self, now: Round, action: Action) -> None:
+        cell = _cell(action)
+        match action.kind:
+            case ActionKind.ADD:
+                registry.add(self.root, self.settings, now.sources[action.module, action.version])
+            case ActionKind.UNINSTALL:
+                self.notes += install.uninstall(self.root, self.settings, now.kernel(action), *cell[:2], cell[3])
+                self._dirty.add(action.kernel)
+                self.removed += 1
+            case ActionKind.UNBUILD:
+                registry.unbuild(self.root, self.settings, cell)
+            case ActionKind.REMOVE:
+                registry.remove(self.root, self.settings, action.module, action.version)
+                self.removed += 1
+            case ActionKind.CLEAN:
+                self.notes += clean.clean(self.root, self.settings, now.kernels[action.kernel])
+                self._dirty.discard(action.kernel)
+
+    def _settle_initramfs(self, inventory: Inventory) -> None:
+        """Make the initramfs of each kernel again whose modules came too late for it."""
+        kernels = {kernel.release: kernel for kernel in inventory.kernels}
+        owed: list[str] = []
+        with self._apart("initramfs"):
+            owed += debts.owed(self.root)
+        for release in owed:
+            with self._apart(release), work_lock(self.root, f"initramfs@{release}"):
+                if release in kernels and self.settings.policy.initramfs and release in debts.owed(self.root):
+                    self._remake(kernels[release])
+                debts.settle(self.root, release)
+
+    def _remake(self, kernel: Kernel) -> None:
+        if initramfs.due(self.root, self.family, kernel):
+            initramfs.remake(self.root, self.family, kernel)
+
+
+def _as_fault(what: str, error: Exception) -> Fault:
+    """What a person can read. Whatever is not the world's fault is ours; the journal has the details."""
+    if isinstance(error, Fault):
+        return error
+    if isinstance(error, OSError):
+        fault = Fault(error.strerror or str(error), where=f"{what}: {error.filename}" if error.filename else what)
+    else:
+        logging.getLogger("kmodhookd").error("defect: %s", what, exc_info=error)
+        fault = Internal(f"a defect of kmodhookd ({type(error).__name__}: {error})", where=what)
+    fault.__cause__ = error
+    return fault
+
+
+def _name(action: Action) -> str:
+    what = f"{action.kind} of {action.module}/{action.version}" if action.module else str(action.kind)
+    return f"{what} on {action.kernel}" if action.kernel else what
+
+
+def _cell(action: Action) -> decisions.Cell:
+    return action.module, action.version, action.kernel, action.arch

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is kept of a build: its modules and log in the DKMS tree, or the log of its failure in our own.
+
+TREE/MODULE/VERSION/KERNEL/ARCH/module/NAME.ko[.xz]     and Module.symvers
+TREE/MODULE/VERSION/KERNEL/ARCH/log/make.log
+TREE/MODULE/VERSION/KERNEL/.tmp_ARCH_XXXXXX             while it is put there
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmodhookd import store
+from kmodhookd.act import ownership
+from kmodhookd.act.failures import BuildFailed, from_os
+from kmodhookd.act.workspace import Workspace, copy_content
+from kmodhookd.model import FailureClass, Recipe, Source
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+
+SETTLED = 60.0  # seconds: a younger directory may be one that is being filled
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build, on its way into the DKMS tree."""
+
+    workspace: Workspace
+    kernel: str
+    arch: str
+    files: tuple[Path, ...]  # verified, stripped and compressed modules, and Module.symvers
+    log: Path
+    seconds: float
+    mechanism: str
+
+
+def failure_log(recipe: Recipe) -> str:
+    """Where the log of the last failed build is kept, inside the root."""
+    return f"{store.STATE}/logs/{recipe.module}/{recipe.version}/{recipe.kernel}/{recipe.arch}/make.log"
+
+
+def keep_log(root: Root, error: BuildFailed, log: Path) -> BuildFailed:
+    """The failure, with its log saved. Without room for the log the failure counts all the same."""
+    failure = error.failure
+    if failure.cause is FailureClass.CANCELLED:
+        return error
+    recipe = Recipe(module=failure.module, version=failure.version, kernel=failure.kernel, arch=failure.arch)
+    kept = failure_log(recipe)
+    try:
+        target = root.resolve(kept)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log, target)
+    except OSError:
+        return error
+    return BuildFailed(failure.model_copy(update={"log": kept}))
+
+
+def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, built: Built) -> str:
+    """Put a finished build into the DKMS tree, whole or not at all; the log's path inside the root.
+
+    The caller holds the engine lock. A build that lay there before is replaced. `BuildFailed` when the disk refuses.
+    """
+    version = root.resolve(settings.dkms_tree) / recipe.module / recipe.version
+    kernel = version / recipe.kernel
+    staged: Path | None = None
+    try:
+        kernel.mkdir(parents=True, exist_ok=True)
+        cell = (recipe.module, recipe.version, recipe.kernel, recipe.arch)
+        ownership.adopt(root, settings, f"{root.inside(root.modules)}/{recipe.kernel}", cell)
+        staged = Path(tempfile.mkdtemp(prefix=f".tmp_{recipe.arch}_", dir=kernel))
+        os.chmod(staged, 0o755)
+        for directory, files in (("module", built.files), ("log", (built.log,))):
+            (staged / directory).mkdir()
+            for file in files:
+                _copy_synced(file, staged / directory / file.name)
+            store.sync_directory(staged / directory)
+        store.sync_directory(staged)
+        _replace(staged, kernel / recipe.arch)
+        with contextlib.suppress(OSError):
+            root.resolve(failure_log(recipe)).unlink()
+    except OSError as error:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        raise from_os(recipe, error, "storing the build") from None
+    finally:
+        built.workspace.remove()
+    return f"{settings.dkms_tree}/{recipe.module}/{recipe.version}/{recipe.kernel}/{recipe.arch}/log/make.log"
+
+
+def sweep(root: Root, settings: Settings, *, dry: bool = False) -> bool:
+    """Remove what an interrupted `store_built` left in the DKMS tree; with `dry`, only whether there is anything.
+
+    The caller holds the engine lock (but for a dry look), so none of ours and no real dkms, which uses the same names, is
+    at work. A build that was set aside and not replaced comes back.
+    """
+    found = False
+    for path in sorted(root.resolve(settings.dkms_tree).glob("*/*/*/.tmp_*"), reverse=True):
+        if time.time() - path.stat(follow_symlinks=False).st_mtime < SETTLED:
+            continue
+        found = True
+        if dry:
+            break
+        name = path.name.removeprefix(".tmp_").rpartition("_")[0]
+        target = path.with_name(name)
+        if path.suffix == ".old" and name and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return found
+
+
+def _copy_synced(source: Path, target: Path) -> None:
+    with source.open("rb") as reading, target.open("xb") as writing:
+        copy_content(reading.fileno(), writing.fileno())
+        os.fchmod(writing.fileno(), 0o644)
+        os.fsync(writing.fileno())
+
+
+def _replace(staged: Path, target: Path) -> None:
+    """Rename a directory over another. What was there is set aside first and comes back if that fails."""
+    aside = staged.with_name(f"{staged.name}.old")
+    had = target.is_dir()
+    if had:
+        target.rename(aside)
+    try:
+        staged.rename(target)
+    except OSError:
+        if had:
+            aside.rename(target)
+        raise
+    store.sync_directory(target.parent)
+    if had:
+        shutil.rmtree(aside, ignore_errors=True)

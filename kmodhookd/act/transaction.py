@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A change to a module tree, as a transaction: stage, verify, journal, rename, sync; then and only then take things away.
+
+Up to the end of the commit phase everything can be undone by renaming and unlinking alone, so a full disk cannot prevent
+that. Every step can be repeated: recovery runs the same code over what a crash left.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from kmodhookd import store
+from kmodhookd.act import debts, journal
+from kmodhookd.act.journal import Archived, Entry, Item
+from kmodhookd.act.workspace import copy_content
+from kmodhookd.model import InstalledFile
+from kmodhookd.observe import decisions
+from kmodhookd.root import Root
+
+
+def perform(root: Root, entry: Entry) -> list[str]:
+    """Do a whole change. OSError when it could not be done; everything is then as it was.
+
+    The result says, in sentences, what was not removed because its content is no longer what we put there.
+    """
+    journal.save(root, entry)
+    try:
+        entry = entry.model_copy(update={"items": stage(root, entry), "phase": "commit"})
+        journal.save(root, entry)
+        commit(root, entry)
+        entry = entry.model_copy(update={"phase": "finish"})
+        journal.save(root, entry)
+    except BaseException:
+        undo(root, entry)
+        raise
+    return finish(root, entry)
+
+
+def stage(root: Root, entry: Entry) -> tuple[Item, ...]:
+    """Write each file beside its place, whole and synced, read back and compared; the items with their checksums."""
+    for directory in entry.made:
+        _place(root, directory).mkdir(exist_ok=True, mode=0o755)
+    return tuple(_stage(root, item) for item in entry.items)
+
+
+def _stage(root: Root, item: Item) -> Item:
+    source, temporary = root.resolve(item.source), _place(root, item.temporary)
+    wanted = checksum(source)
+    with source.open("rb") as reading, temporary.open("xb") as writing:
+        copy_content(reading.fileno(), writing.fileno())
+        os.fchmod(writing.fileno(), 0o644)
+        os.fsync(writing.fileno())
+    if checksum(temporary) != wanted:
+        raise OSError(errno.EIO, "what was written is not what is read back", str(temporary))
+    return item.model_copy(update={"sha256": wanted})
+
+
+def commit(root: Root, entry: Entry) -> None:
+    """Rename all into place, what was there kept beside it; then archive what is not ours."""
+    journal.owe_index(root, entry.kernel)
+    if entry.items:
+        debts.owe(root, entry.kernel)
+    for item in entry.items:
+        temporary, target = _place(root, item.temporary), _place(root, item.target)
+        if not os.path.lexists(temporary):
+            continue  # a repetition: it is in place already
+        if item.replaces:
+            _keep(target, _place(root, item.backup))
+        os.rename(temporary, target)
+    sync(root, (item.target for item in entry.items))
+    for archived in entry.archives:
+        _archive(root, archived)
+
+
+def finish(root: Root, entry: Entry) -> list[str]:
+    """What follows from the new files being in. Returns what was left alone, in sentences."""
+    _set_link(root, entry)
+    for record in entry.records:
+        decisions.save_record(root, record)
+    left = [sentence for file in entry.doomed if (sentence := _remove(root, entry, file))]
+    for item in entry.items:
+        _place(root, item.backup).unlink(missing_ok=True)
+    for path in entry.restored:
+        for archived in (path, f"{path}.origin"):
+            _place(root, archived).unlink(missing_ok=True)
+        _remove_empty(root, [path.rpartition("/")[0]])
+    sync(root, [*(item.target for item in entry.items), *(file.path for file in entry.doomed)])
+    _remove_empty(root, entry.emptied)
+    journal.close(root, entry)
+    return left
+
+
+def undo(root: Root, entry: Entry) -> None:
+    """Everything as it was. Needs no space on the disk; what cannot be undone stays in the journal for the next start."""
+    try:
+        for item in entry.items:
+            _undo(root, item)
+        for archived in entry.archives:
+            target = _place(root, archived.path)
+            for path in (target, *target.parent.glob(f"{target.name}.origin"), *target.parent.glob(f".{target.name}*")):
+                path.unlink(missing_ok=True)
+            _remove_empty(root, [archived.path.rpartition("/")[0]])
+        sync(root, (item.target for item in entry.items))
+        _remove_empty(root, reversed(entry.made))
+    except OSError:
+        return
+    journal.close(root, entry)
+
+
+def _undo(root: Root, item: Item) -> None:
+    temporary, target, backup = (_place(root, path) for path in (item.temporary, item.target, item.backup))
+    renamed = item.sha256 and not os.path.lexists(temporary)
+    temporary.unlink(missing_ok=True)
+    if not renamed:
+        backup.unlink(missing_ok=True)
+    elif os.path.lexists(backup):
+        os.rename(backup, target)
+    elif not item.replaces and is_file(target, item.sha256):
+        target.unlink()
+
+
+def recover(root: Root, entry: Entry) -> str:
+    """Finish or undo what a crash left; a sentence that says which."""
+    what = f"{entry.module}/{entry.version} on {entry.kernel}"
+    if entry.phase == "finish" or (entry.phase == "commit" and _can_finish(root, entry)):
+        if entry.phase == "commit":
+            commit(root, entry)
+            entry = entry.model_copy(update={"phase": "finish"})
+            journal.save(root, entry)
+        finish(root, entry)
+        return f"{what}: an interrupted installation was completed"
+    undo(root, entry)
+    return f"{what}: an interrupted installation was undone"
+
+
+def _can_finish(root: Root, entry: Entry) -> bool:
+    """Whether each file is whole, beside its place or in it."""
+    return all(
+        is_file(_place(root, item.temporary), item.sha256) or is_file(_place(root, item.target), item.sha256)
+        for item in entry.items
+    )
+
+
+# --- small steps ----------------------------------------------------------------------------------------------------
+
+
+def _keep(target: Path, backup: Path) -> None:
+    """A second name for what is about to be replaced; a copy where there are no hard links."""
+    if os.path.lexists(backup) or not os.path.lexists(target):
+        return
+    try:
+        os.link(target, backup, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        shutil.copy2(target, backup, follow_symlinks=False)
+
+
+def _archive(root: Root, archived: Archived) -> None:
+    source, target = _place(root, archived.source), _place(root, archived.path)
+    for unfinished in target.parent.glob(f".{target.name}*"):
+        unfinished.unlink()
+    if not source.is_file() or target.exists():
+        return
+    store.write_atomic(target.with_name(f"{target.name}.origin"), f"{archived.origin}\n".encode())
+    store.write_atomic(target, source.read_bytes())
+
+
+def _set_link(root: Root, entry: Entry) -> None:
+    """DKMS's `kernel-K-A`, replaced in one step."""
+    if not entry.link:
+        return
+    link = _place(root, entry.link)
+    if not entry.link_to:
+        link.unlink(missing_ok=True)
+    elif not (link.is_symlink() and os.readlink(link) == entry.link_to):
+        temporary = link.with_name(f".{link.name}.{entry.id}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(entry.link_to)
+        os.rename(temporary, link)
+    else:
+        return
+    store.sync_directory(link.parent)
+
+
+def _remove(root: Root, entry: Entry, file: InstalledFile) -> str:
+    """Remove a file of ours; a sentence when it is no longer ours."""
+    path = _place(root, file.path)
+    if not os.path.lexists(path) or any(item.target == file.path for item in entry.items):
+        return ""
+    # A link is DKMS's `symlink_modules`: it is ours when what it leads to is.
+    if is_file(root.resolve(file.path) if path.is_symlink() else path, file.sha256):
+        path.unlink()
+        return ""
+    return f"{file.path} is not what was installed there; it is left alone"
+
+
+def _remove_empty(root: Root, directories: Iterable[str]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):  # not empty, or gone already
+            _place(root, directory).rmdir()
+
+
+def sync(root: Root, files: Iterable[str]) -> None:
+    """Make renames and removals durable in each directory that holds one of these files."""
+    for directory in sorted({path.rpartition("/")[0] for path in files}):
+        place = root.resolve(directory)
+        if place.is_dir():
+            store.sync_directory(place)
+
+
+def _place(root: Root, inside: str) -> Path:
+    """The path outside; its directories resolved, its last component itself, link or not."""
+    return root.resolve(inside, follow_last=False)
+
+
+def is_file(path: Path, sha256: str) -> bool:
+    """Whether a regular file with this content is there."""
+    try:
+        return bool(sha256) and not path.is_symlink() and checksum(path) == sha256
+    except OSError:
+        return False
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

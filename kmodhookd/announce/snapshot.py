@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Inventory and Plan → Snapshot: what reading callers are served from, the same for the bus and the command line."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from kmodhookd.model import Inventory, Placement, Plan
+from kmodhookd.protocol import Snapshot
+
+
+def snapshot(inventory: Inventory, plan: Plan, problems: Sequence[str] = ()) -> Snapshot:
+    """Everything a caller can ask for, as of one look."""
+    states = {(cell.module, cell.version, cell.kernel): str(cell.state) for cell in plan.cells}
+    packages = {(source.module, source.version): source.package for source in inventory.sources}
+    provides: list[dict[str, str]] = []
+    for placement in inventory.placements:
+        key = (placement.module, placement.version, placement.kernel)
+        provides += _provides(placement, states.get(key, ""), packages.get(key[:2], ""))
+    autoinstall: dict[str, bool] = {}
+    for placement in inventory.placements:
+        name = f"{placement.module}/{placement.version}"
+        wanted = placement.recipe is not None and placement.recipe.autoinstall
+        autoinstall[name] = autoinstall.get(name, False) or wanted
+    failures = tuple(
+        placement.failure
+        for placement in inventory.placements
+        if placement.failure is not None and placement.failure.fingerprint == placement.fingerprint
+    )
+    return Snapshot(
+        kernels=inventory.kernels,
+        sources=inventory.sources,
+        autoinstall=autoinstall,
+        cells=plan.cells,
+        provides=tuple(provides),
+        missing_headers=plan.missing_headers,
+        failures=failures,
+        boot=plan.boot,
+        boot_default=inventory.boot_default,
+        problems=(*inventory.problems, *problems),
+        watch=_watch(inventory),
+    )
+
+
+def _provides(placement: Placement, state: str, package: str) -> list[dict[str, str]]:
+    record = placement.record
+    ours = record is not None and bool(record.files)
+    if not (ours or placement.active):
+        return []
+    built = datetime.fromtimestamp(record.built, UTC).isoformat(timespec="seconds") if record and record.built else ""
+    return [
+        {
+            "path": artifact.path,
+            "module": placement.module,
+            "version": placement.version,
+            "kernel": placement.kernel,
+            "source_package": package,
+            "built": built,
+            "state": state,
+            "signer": artifact.signer,
+        }
+        for artifact in placement.installed
+    ]
+
+
+def _watch(inventory: Inventory) -> tuple[str, ...]:
+    """The directories in which something that matters to us may change, flat."""
+    directories: dict[str, None] = {}
+    for kernel in inventory.kernels:
+        directories[kernel.tree] = None
+        for directory in ("updates/dkms", "extra", "weak-updates"):
+            directories[f"{kernel.tree}/{directory}"] = None
+        directories |= dict.fromkeys(kernel.headers.watch)
+    for source in inventory.sources:
+        if source.directory:
+            directories[source.directory] = None
+            directories[source.directory.rsplit("/", 1)[0] or "/"] = None
+    return tuple(directories)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""observe → plan → act, in rounds, until nothing is left that can be done now.
+
+A library without bus or main loop: the daemon's worker, `kmodhookd --once` and the command line's verbs are this code.
+Builds run side by side under one job server; what they made goes in kernel by kernel, as soon as the last build of that
+kernel is done, with one depmod.
+"""
+
+import time
+from collections.abc import Callable
+
+from kmodhookd.act import steps
+from kmodhookd.act.controls import Controls
+from kmodhookd.announce.snapshot import snapshot
+from kmodhookd.model import Inventory, Plan, State, Target
+from kmodhookd.plan import planner
+from kmodhookd.protocol import Outcome, Request, WorkerEvent
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+
+Emit = Callable[[WorkerEvent], None]
+
+MAX_ROUNDS = 40  # a chain of dependencies takes one each; more is a plan that does not converge
+PATIENCE = 20.0  # seconds that a pass waits for trees that are still being written before it leaves that to the next
+
+RETRY = 300.0  # seconds after which what went wrong and is remembered nowhere (no room to remember it) is tried again
+
+WAITING = frozenset({State.WAITING_HEADERS, State.WAITING_KERNEL, State.WAITING_DEPENDENCY})
+FAILED = frozenset({State.FAILED, State.BROKEN, State.DAMAGED})
+
+
+def one_pass(root: Root, settings: Settings, request: Request, emit: Emit, controls: Controls) -> Outcome:
+    """Look, plan, do, until there is nothing more to do now; the outcome tells what came of it."""
+    work = steps.Work(root, settings, controls, emit, first_job=request.first_job)
+    work.begin(request.rebuild)
+    deadline = time.monotonic() + PATIENCE
+    inventory = work.look(first=True)
+    plan = _plan(inventory, settings, controls, request.rebuild)
+    for round_ in range(MAX_ROUNDS):
+        emit(WorkerEvent(snapshot=snapshot(inventory, plan, work.said)))
+        if controls.stop.is_set() or (controls.wind_down.is_set() and round_):
+            break
+        if not work.do(inventory, plan) and not _wait_for_trees(plan, deadline, controls):
+            break
+        inventory = work.look()
+        plan = _plan(inventory, settings, controls, request.rebuild)
+    said = work.said
+    work.finish(inventory)
+    if work.said != said:
+        emit(WorkerEvent(snapshot=snapshot(inventory, plan, work.said)))
+    return _outcome(request, inventory, plan, work)
+
+
+def _plan(inventory: Inventory, settings: Settings, controls: Controls, rebuild: tuple[Target, ...]) -> Plan:
+    return planner.make(
+        inventory,
+        settings,
+        held=controls.held,
+        lifted=tuple(controls.lifted),
+        rebuild=rebuild,
+        now=time.time(),
+    )
+
+
+def _wait_for_trees(plan: Plan, deadline: float, controls: Controls) -> bool:
+    """Wait for what is due in a moment, so that a ticket is not settled over a tree that is still being copied."""
+    remaining = deadline - time.monotonic()
+    if not 0 < plan.look_again <= min(remaining, 5.0):
+        return False
+    return not controls.wind_down.wait(plan.look_again + 0.05)
+
+
+def _outcome(request: Request, inventory: Inventory, plan: Plan, work: steps.Work) -> Outcome:
+    """`failed` counts what is wrong and will not come right by itself; `waiting` what goes on once something is there."""
+    waiting = sum(1 for cell in plan.cells if cell.state in WAITING and cell.wanted)
+    failed = sum(1 for cell in plan.cells if cell.state in FAILED and not cell.there)
+    again = [seconds for seconds in (plan.look_again, RETRY if work.failures else 0.0) if seconds > 0]
+    return Outcome(
+        number=request.number,
+        installed=work.installed,
+        failed=failed + len(work.failures),
+        waiting=waiting,
+        removed=work.removed,
+        look_again=min(again, default=0.0),
+        held_back=plan.held_back,
+        unfinished=work.unfinished(plan),
+    )
+
+
+def once(root: Root, settings: Settings) -> int:
+    """`kmodhookd --once`: one complete pass in the foreground. 0 all there, 1 something failed, 2 something waits."""
+    from kmodhookd.announce.text import OncePrinter
+
+    controls = Controls()
+    report = OncePrinter()
+    outcome = one_pass(root, settings, Request(number=1, prefix=str(root.prefix)), report, controls)
+    report.finish()
+    if outcome.failed:
+        return 1
+    return 2 if outcome.waiting else 0
+
+
+__all__ = ["Controls", "once", "one_pass"]

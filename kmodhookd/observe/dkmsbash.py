@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bash's own word on a dkms.conf: for the files that the static reader leaves undecided.
+
+One Bash process of the served root answers for all kernels, confined as the build user: no network, nothing writable,
+a time limit. It follows DKMS's `safe_source` (facts of 3.0 to 3.4): a file is sourced in a subshell, the directives are
+printed as assignments and those are evaluated a second time, which is what packages with `\\$(…)` in a value rely on.
+What comes back is data, NUL-separated, and is never evaluated.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kmodhookd import confine, run
+from kmodhookd.errors import Fault
+from kmodhookd.model import Conf
+from kmodhookd.root import Root
+
+TIMEOUT = 10.0  # seconds for all kernels together
+MEMORY = 1 << 30  # bytes of address space
+FILE_SIZE = 16 << 20
+MAX_NOTICES = 5
+
+# In DKMS's order, in which a directive's value may refer to an earlier one's when it is evaluated the second time.
+DIRECTIVES = (
+    *("PACKAGE_NAME", "PACKAGE_VERSION", "POST_ADD", "POST_BUILD", "POST_INSTALL", "POST_REMOVE", "PRE_BUILD"),
+    *("PRE_INSTALL", "BUILD_DEPENDS", "BUILD_EXCLUSIVE_ARCH", "BUILD_EXCLUSIVE_CONFIG", "BUILD_EXCLUSIVE_KERNEL"),
+    *("BUILD_EXCLUSIVE_KERNEL_MIN", "BUILD_EXCLUSIVE_KERNEL_MAX", "OBSOLETE_BY", "MAKE", "MAKE_MATCH", "PATCH"),
+    *("PATCH_MATCH", "BUILT_MODULE_NAME", "BUILT_MODULE_LOCATION", "DEST_MODULE_NAME", "DEST_MODULE_LOCATION", "STRIP"),
+    *("AUTOINSTALL", "NO_WEAK_MODULES", "BUILD_DEPENDS_REBUILD", "CLEAN", "REMAKE_INITRD", "MODULES_CONF"),
+    *("MODULES_CONF_OBSOLETES", "MODULES_CONF_ALIAS_TYPE", "MODULES_CONF_OBSOLETE_ONLY"),
+)
+
+# Arguments: the directives, then for each kernel how many variables and how many files it has, the variables as
+# NAME=value, and the files. Answers on fd 3, see `_records`.
+_SCRIPT = r"""
+exec 3>&1
+shopt -s extglob
+kmodhookd_source() {
+    local kmodhookd_text kmodhookd_complete= kmodhookd_path=$1
+    kmodhookd_text=$(
+        . "$kmodhookd_path" >/dev/null
+        unset -v IFS
+        set -f +e +u +n
+        kmodhookd_cr=$'\r'
+        for kmodhookd_name in $kmodhookd_directives; do
+            declare -n kmodhookd_array=$kmodhookd_name
+            for kmodhookd_i in "${!kmodhookd_array[@]}"; do
+                eval "echo $kmodhookd_name[$kmodhookd_i]=\\\"\${$kmodhookd_name[$kmodhookd_i]%\$kmodhookd_cr}\\\""
+            done
+        done
+        # Looking for them among the thousands of variables of a kernel's .config takes Bash half a second.
+        [[ $(<"$kmodhookd_path") != *DKMS_DIRECTIVE* ]] || for kmodhookd_name in ${!DKMS_DIRECTIVE*}; do
+            for kmodhookd_i in ${!kmodhookd_name}; do
+                echo "${kmodhookd_i%%=*}=\"${kmodhookd_i#*=}\""
+            done
+        done
+        echo kmodhookd_complete=yes
+    )
+    eval "$kmodhookd_text"
+    [[ $kmodhookd_complete ]]
+}
+kmodhookd_kernel() {
+    local kmodhookd_file
+    for kmodhookd_file; do
+        [[ -r $kmodhookd_file ]] || { printf 'unreadable\0%s\0' "$kmodhookd_file" >&3; return; }
+        kmodhookd_source "$kmodhookd_file" || { printf 'ended\0%s\0' "$kmodhookd_file" >&3; return; }
+    done
+    local kmodhookd_name kmodhookd_i
+    unset -v IFS
+    for kmodhookd_name in $kmodhookd_directives; do
+        local -n kmodhookd_array=$kmodhookd_name
+        for kmodhookd_i in "${!kmodhookd_array[@]}"; do
+            printf 'value\0%s\0%s\0%s\0' "$kmodhookd_name" "$kmodhookd_i" "${kmodhookd_array[kmodhookd_i]}" >&3
+        done
+    done
+    printf 'done\0' >&3
+}
+kmodhookd_directives=$1
+shift
+while [[ $# -gt 0 ]]; do
+    kmodhookd_variables=$1 kmodhookd_files=$2
+    shift 2
+    kmodhookd_said=$(
+        for kmodhookd_set in "${@:1:kmodhookd_variables}"; do
+            declare -g "$kmodhookd_set"
+        done
+        export module module_version kernelver arch
+        kmodhookd_kernel "${@:1+kmodhookd_variables:kmodhookd_files}" 2>&1 >/dev/null
+    )
+    printf 'said\0%s\0' "${kmodhookd_said:0:4000}" >&3
+    shift $((kmodhookd_variables + kmodhookd_files))
+done
+"""
+_SYNTAX = re.compile(r"(?P<where>.*?): (?P<what>line \d+: (?:syntax error|unexpected EOF).*)")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One kernel: the variables that dkms.conf may use, and the files to read, in order (paths inside)."""
+
+    variables: Mapping[str, str]
+    files: tuple[str, ...]
+
+
+def ask(root: Root, questions: Sequence[Question]) -> list[Conf | Fault]:
+    """What Bash makes of each question, in the same order."""
+    bash = next((path for path in ("/bin/bash", "/usr/bin/bash") if root.resolve(path).is_file()), "")
+    if not bash:
+        fault = Fault("this dkms.conf needs Bash, which is not there", hint="install bash")
+        return [fault for _ in questions]
+    argv = [bash, "--norc", "--noprofile", "-c", _SCRIPT, "dkms.conf", " ".join(DIRECTIVES)]
+    for question in questions:
+        settings = [f"{name}={value}" for name, value in question.variables.items()]
+        argv += [str(len(settings)), str(len(question.files)), *settings, *question.files]
+    uid, gid = confine.build_user(root)
+    limits = confine.Limits(file_size=FILE_SIZE, cpu=int(TIMEOUT), memory=MEMORY)
+    result = run.run(
+        confine.confine(argv, root=root, uid=uid, gid=gid, limits=limits), timeout=TIMEOUT, stdout_only=True
+    )
+    return _answers(result, [question.files[0] for question in questions])
+
+
+def _answers(result: run.Result, files: list[str]) -> list[Conf | Fault]:
+    """One answer per kernel; those that Bash did not get to are faults."""
+    if result.truncated:
+        return [Fault("it prints without end", where=file) for file in files]
+    records = _records(result.output)
+    answers: list[Conf | Fault] = []
+    for file in files:
+        try:
+            answers.append(_answer(records))
+        except (StopIteration, ValueError):
+            why = f"Bash did not finish within {TIMEOUT:.0f} s" if result.timed_out else "Bash ended early"
+            answers.append(Fault(f"{why} ({result.sentence()})", where=file, hint="make dkms.conf plain assignments"))
+            records = iter(())
+    return answers
+
+
+def _records(output: str) -> Iterator[tuple[str, ...]]:
+    """The NUL-separated answer: `value NAME INDEX VALUE`, `done`, `unreadable FILE`, `ended FILE`, `said TEXT`."""
+    fields = iter(output.split("\0"))
+    lengths = {"value": 3, "done": 0, "unreadable": 1, "ended": 1, "said": 1}
+    for kind in fields:
+        if kind not in lengths:
+            return
+        rest = tuple(itertools.islice(fields, lengths[kind]))
+        if len(rest) < lengths[kind]:
+            return
+        yield (kind, *rest)
+
+
+def _answer(records: Iterator[tuple[str, ...]]) -> Conf | Fault:
+    """Read one kernel's records up to its `said`."""
+    values: dict[str, dict[int, str]] = {}
+    fault: Fault | None = None
+    done = False
+    while True:
+        match next(records):
+            case ("value", name, index, value) if name in DIRECTIVES:
+                if "\ufffd" in value:  # what `run` makes of bytes that are no text
+                    fault = Fault(f"{name} is not UTF-8", hint="convert the file to UTF-8")
+                values.setdefault(name, {})[int(index)] = value
+            case ("done",):
+                done = True
+            case ("unreadable", file):
+                fault = Fault("the build user cannot read it", where=file, hint=f"chmod a+r {file}")
+            case ("ended", file):
+                fault = Fault("it ends the shell that reads it", where=file, hint="dkms.conf must not call exit")
+            case ("said", text):
+                return _judged(values, fault if done or fault else Fault("it does not say anything"), text)
+
+
+def _judged(values: dict[str, dict[int, str]], fault: Fault | None, said: str) -> Conf | Fault:
+    lines = [line for line in said.splitlines() if line.strip()]
+    syntax = next((found for line in lines if (found := _SYNTAX.match(line))), None)
+    if syntax:
+        # A message of the second evaluation names no file but the shell, and a line of our script.
+        where = syntax["where"] if syntax["where"].startswith("/") else ""
+        what = syntax["what"] if where else "a value does not survive its second evaluation: " + syntax["what"]
+        return Fault(what, where=where, hint="correct the file, or ask the package's maintainer to")
+    if fault is not None:
+        return Fault(f"{fault.what}: {lines[0]}", where=fault.where, hint=fault.hint) if lines else fault
+    notices = tuple(f"dkms.conf says: {line[:200]}" for line in lines[:MAX_NOTICES])
+    return Conf(values=values, notices=notices, dynamic=True)

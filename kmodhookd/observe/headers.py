@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The headers of a kernel: are they there, whole, and this kernel's own; what to install when not.
+
+A build needs what `make -C /lib/modules/K/build M=…` needs (Documentation/kbuild/modules.rst). Distributions split that
+over packages that can be missing one by one: on Debian a Makefile includes another package's by its absolute path, and
+`scripts` and `tools` are links into a third.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmodhookd import store
+from kmodhookd.errors import InvalidArgument
+from kmodhookd.model import Headers, HeadersState, Remembered
+from kmodhookd.observe import boot
+from kmodhookd.observe.families import Family
+from kmodhookd.root import Root
+
+MAX_TEXT = 16 << 20
+MAX_ENTRIES = 200_000  # Debian's headers have 16 000 entries, a whole kernel source 90 000
+SETTLED = 60.0  # seconds without a change after which a tree is not walked again until something at its top changes
+CONFIGS = ("include/config/auto.conf", ".config")
+INCLUDE = re.compile(rb"^\s*include\s+(/\S+)", re.MULTILINE)
+UTS_RELEASE = re.compile(r'#define\s+UTS_RELEASE\s+"([^"]*)"')
+SETTING = re.compile(r"^(CONFIG_\w+)=(.*)$", re.MULTILINE)
+# What the outcome of a build depends on: exported symbols, configuration, compiler, release. Module.symvers stands for
+# the header files proper: what a symbol's type is made of is in its CRC.
+INPUTS = (
+    "Module.symvers",
+    "include/config/auto.conf",
+    ".config",
+    ".kernelvariables",
+    "include/generated/utsrelease.h",
+    "include/generated/compile.h",
+    "include/generated/autoconf.h",
+    "include/config/kernel.release",
+)
+SPOTS = (".", "Makefile", "Module.symvers", ".config", "include", "include/config", "include/generated", "scripts")
+ARCHITECTURES = (  # setting → `uname -m`; the first that holds
+    ("CONFIG_X86_64", "x86_64"),
+    ("CONFIG_X86_32", "i686"),
+    ("CONFIG_ARM64", "aarch64"),
+    ("CONFIG_ARM", "armv7l"),
+    ("CONFIG_S390", "s390x"),
+    ("CONFIG_LOONGARCH", "loongarch64"),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The kernel whose headers are looked for."""
+
+    release: str
+    tree: str  # "/usr/lib/modules/RELEASE"
+    arch: str = ""  # "" when nothing but the headers could tell
+    flavour: str = ""
+    pkgbase: str = ""
+    package: str = ""  # that owns the image
+    is_kernel: bool = True  # False: only headers are there
+
+
+class _Walked(Remembered):
+    signature: str
+    youngest: float
+
+
+class _Stored(Remembered):
+    fingerprints: dict[str, str] = {}
+    walks: dict[str, _Walked] = {}
+
+
+class Memory:
+    """What need not be read again: fingerprints by the stat of their inputs, ages by the stat of a tree's top."""
+
+    FILE = f"{store.CACHE}/headers.json"
+
+    def __init__(self, root: Root) -> None:
+        self._path = root.resolve(self.FILE)
+        self._known = store.load(self._path, _Stored) or _Stored()
+        self._used = _Stored()
+
+    def fingerprint(self, signature: str, compute: Callable[[], str]) -> str:
+        known = self._used.fingerprints.get(signature) or self._known.fingerprints.get(signature) or compute()
+        self._used.fingerprints[signature] = known
+        return known
+
+    def youngest(self, directory: str, signature: str, compute: Callable[[], float]) -> float:
+        walked = self._used.walks.get(directory) or self._known.walks.get(directory)
+        if walked is None or walked.signature != signature:
+            walked = _Walked(signature=signature, youngest=compute())
+        if time.time() - walked.youngest > SETTLED:
+            self._used.walks[directory] = walked
+        return walked.youngest
+
+    def save(self) -> None:
+        """Keep what was used, for the next pass. It is only a cache: a full or read-only disk is no error here."""
+        if self._used != self._known:
+            with contextlib.suppress(OSError):
+                store.write_atomic(self._path, self._used.model_dump_json().encode())
+        self._known = self._used.model_copy(deep=True)
+
+
+class _Tree:
+    """A header tree, its files reached with links followed inside the root."""
+
+    def __init__(self, root: Root, directory: str) -> None:
+        self.root = root
+        self.directory = directory
+
+    def at(self, name: str) -> Path:
+        return self.root.resolve(f"{self.directory}/{name}")
+
+    def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
+        return _read(self.at(name), limit)
+
+    def text(self, name: str) -> str:
+        return self.read(name).decode("utf-8", "replace")
+
+    def referred_to(self) -> Iterator[str]:
+        """What the headers take from elsewhere: the Makefile's includes, and the links at the top."""
+        for raw in INCLUDE.findall(self.read("Makefile", 1 << 16)):
+            yield os.fsdecode(raw)
+        for name in ("scripts", "tools"):
+            link = self.root.resolve(f"{self.directory}/{name}", follow_last=False)
+            if link.is_symlink():
+                yield os.path.normpath(os.path.join(self.directory, os.readlink(link)))
+
+    def spots(self) -> tuple[str, ...]:
+        """Directories worth a watch: its own upper ones, and those of the part that flavours share."""
+        shared = sorted({os.path.dirname(needed) for needed in self.referred_to()})
+        below = ("", "/include", "/include/config", "/include/generated")
+        names = [f"{top}{name}" for top in (self.directory, *shared) for name in below]
+        return tuple(name for name in names if self.root.resolve(name).is_dir())
+
+    def signature(self, names: Sequence[str]) -> str:
+        """Of the stats of some of its files; one that is missing counts as such."""
+        parts = []
+        for name in names:
+            try:
+                status = os.lstat(self.at(name))
+            except OSError:
+                parts.append("-")
+            else:
+                times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
+                parts.append(f"{status.st_dev}:{status.st_ino}:{status.st_size}:{times}")
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Headers:
+    """The headers of one kernel. `memory` is read and written."""
+    tree: _Tree | None = None
+    try:
+        tree = _Tree(root, _directory(root, subject))
+        config = _parse(tree.text(CONFIGS[0])) or _parse(tree.text(CONFIGS[1]))
+        _check_complete(tree, config)
+    except _Missing as missing:
+        found = _missing(subject, family, missing)
+        if tree is None:
+            return found
+        # Perhaps it is still being copied.
+        return found.model_copy(update={"youngest": _youngest(tree, memory), "watch": tree.spots()})
+    release = _release(tree)
+    detail = _mismatch(subject, release, config)
+    state = HeadersState.MISMATCHED if detail else HeadersState.PRESENT
+    if not subject.is_kernel:
+        state, detail = HeadersState.ALONE, detail or "there is no kernel with them"
+    package = _package(subject, family)
+    return Headers(
+        state=state,
+        directory=tree.directory,
+        package=package,
+        command=family.install_command(package) if package and state is HeadersState.MISMATCHED else "",
+        detail=detail,
+        release=release,
+        fingerprint=memory.fingerprint(tree.signature(INPUTS), lambda: _fingerprint(tree)),
+        youngest=_youngest(tree, memory),
+        watch=tree.spots(),
+    )
+
+
+# --- there or not --------------------------------------------------------------------------------------------------
+
+
+class _Missing(Exception):
+    """Why the headers cannot be used, and the package that would help, where that is not the kernel's own headers'."""
+
+    def __init__(self, detail: str, package: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.package = package
+
+
+def _missing(subject: Subject, family: Family, missing: _Missing) -> Headers:
+    package = missing.package or _package(subject, family)
+    command = family.install_command(package) if package else ""
+    detail = missing.detail
+    if not package:
+        detail += f"; no package is known to have them: {family.headers_remedy(subject.release)}"
+    state = HeadersState.MISSING if subject.is_kernel else HeadersState.ALONE
+    return Headers(state=state, package=package, command=command, detail=detail)
+
+
+def _package(subject: Subject, family: Family) -> str:
+    return family.headers_package(subject.release, subject.flavour, subject.pkgbase, subject.package)
+
+
+def _directory(root: Root, subject: Subject) -> str:
+    """Where `build` leads, as a path inside the root."""
+    build = f"{subject.tree}/build"
+    link = root.resolve(build, follow_last=False)
+    if not os.path.lexists(link):
+        raise _Missing("there is no build directory")
+    try:
+        path = root.resolve(build)
+        directory = root.inside(path)
+    except (OSError, InvalidArgument):
+        raise _Missing("build is a link that leads in a circle") from None
+    if not directory.isprintable():
+        raise _Missing("build leads to a directory whose name is not UTF-8")
+    if not path.is_dir():
+        raise _Missing(f"build leads to {directory}, which is not there")
+    return directory
+
+
+def _check_complete(tree: _Tree, config: Mapping[str, str]) -> None:
+    """Raise `_Missing` when something is not there without which no module can be built."""
+    directory = tree.directory
+    for part in ("Makefile", "include", "include/generated"):
+        if not tree.at(part).exists():
+            raise _Missing(f"{directory} is incomplete: {part} is not there")
+    if not config:
+        raise _Missing(f"{directory} is incomplete: it has no configuration (include/config/auto.conf or .config)")
+    for needed in tree.referred_to():
+        if not tree.root.resolve(needed).exists():
+            shown = needed if needed.isprintable() else ascii(needed)
+            raise _Missing(f"{directory} needs {shown}, which is not there", _package_of(needed))
+    if "CONFIG_MODVERSIONS" in config and not tree.at("Module.symvers").exists():
+        raise _Missing(f"{directory} is incomplete: Module.symvers is not there, which CONFIG_MODVERSIONS asks for")
+
+
+def _package_of(needed: str) -> str:
+    """The package that has a path of another package: on Debian named like its directory."""
+    match = re.match(r"/usr/(?:src|lib)/(linux-(?:headers|kbuild)-[\w.+~-]+)", needed, re.ASCII)
+    return match.group(1) if match else ""
+
+
+# --- this kernel's own or not ----------------------------------------------------------------------------------------
+
+
+def _release(tree: _Tree) -> str:
+    """The release that the headers are for. utsrelease.h first: Debian's kernel.release holds only the version."""
+    match = UTS_RELEASE.search(tree.text("include/generated/utsrelease.h"))
+    return match.group(1) if match else tree.text("include/config/kernel.release").strip()
+
+
+def _mismatch(subject: Subject, release: str, config: Mapping[str, str]) -> str:
+    """Why the headers are not for this kernel; "" when they are, as far as they say."""
+    if release and release != subject.release:
+        return f"the headers are for {release}"
+    arch = architecture(config)
+    if subject.arch and arch and arch != subject.arch:
+        return f"the headers are for {arch}, the kernel is for {subject.arch}"
+    return ""
+
+
+def architecture(config: Mapping[str, str]) -> str:
+    """`uname -m` of a kernel, from its configuration; "" when it cannot be told."""
+    for setting, arch in ARCHITECTURES:
+        if config.get(setting) == "y":
+            return arch
+    if config.get("CONFIG_PPC64") == "y":
+        return "ppc64le" if config.get("CONFIG_CPU_LITTLE_ENDIAN") == "y" else "ppc64"
+    if config.get("CONFIG_RISCV") == "y":
+        return "riscv64" if config.get("CONFIG_64BIT") == "y" else "riscv32"
+    return ""
+
+
+def kernel_config(root: Root, release: str, directory: str = "") -> Mapping[str, str]:
+    """A kernel's configuration, `CONFIG_X` → `y`, `m` or its value: of its headers, else of the kernel itself.
+
+    Empty when there is none. In the order of dkms(8), then where distributions put it.
+    """
+    places = [f"{directory}/{name}" for name in CONFIGS] if directory else []
+    places += [f"{root.inside(root.modules)}/{release}/config", f"/boot/config-{release}"]
+    for inside in places:
+        path = boot.reachable(root, inside)
+        found = _parse(_read(path, MAX_TEXT).decode("utf-8", "replace")) if path else {}
+        if found:
+            return found
+    return {}
+
+
+def _parse(text: str) -> dict[str, str]:
+    return {key: value.strip('"') for key, value in SETTING.findall(text)}
+
+
+# --- changed or not --------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(tree: _Tree) -> str:
+    """Hash over what decides how a build comes out."""
+    digest = hashlib.sha256()
+    for name in INPUTS:
+        content = tree.read(name)
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def _youngest(tree: _Tree, memory: Memory) -> float:
+    """When anything in the headers changed last (the part that flavours share included). POSIX seconds.
+
+    A copy that is still running shows here. Walking 16 000 entries takes a while, so a tree that had been quiet is not
+    walked again while nothing at its top has changed.
+    """
+    shared = {os.path.dirname(needed) for needed in tree.referred_to()}
+    trees = [tree, *(_Tree(tree.root, inside) for inside in sorted(shared))]
+    signature = " ".join(top.signature(SPOTS) for top in trees)
+    return memory.youngest(tree.directory, signature, lambda: max(_newest(top.at(".")) for top in trees))
+
+
+def _newest(top: Path) -> float:
+    """The newest change time of a directory and anything below; 0 when it is not there.
+
+    ctime: `cp -a` and tar set mtime back.
+    """
+    try:
+        newest = os.lstat(top).st_ctime
+    except OSError:
+        return 0.0
+    pending = [os.fspath(top)]
+    left = MAX_ENTRIES
+    while pending and left > 0:
+        try:
+            with os.scandir(pending.pop()) as listing:
+                for entry in listing:
+                    left -= 1
+                    newest = max(newest, entry.stat(follow_symlinks=False).st_ctime)
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+        except OSError:  # gone since it was listed: its directory has changed, and says so
+            continue
+    return newest
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """At most `limit` bytes of a regular file; nothing when it cannot be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with open(path, "rb") as file:
+            return file.read(limit)
+    except OSError:
+        return b""

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The look: disk → Inventory. Reads everything, changes nothing but its own caches."""
+
+import hashlib
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kmodhookd.errors import Fault
+from kmodhookd.model import (
+    Artifact,
+    BuiltModule,
+    Conf,
+    HeadersState,
+    Inventory,
+    Kernel,
+    Placement,
+    Recipe,
+    Source,
+)
+from kmodhookd.observe import decisions, dkmsconf, dkmstree, families, recipes, sources, vanished
+from kmodhookd.observe import kernels as kernel_trees
+from kmodhookd.observe.headers import kernel_config
+from kmodhookd.observe.inspector import Inspector
+from kmodhookd.observe.modtree import Found, Survey, module_name, walk
+from kmodhookd.observe.owners import Owners
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+
+SUFFIXES = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
+TOOL = re.compile(r"(.*-)?(gcc|cc|clang|ld|ld\.lld|as|make|patch)(-[0-9.]+)?")
+
+
+@dataclass
+class _Look:
+    """What is gathered on the way."""
+
+    root: Root
+    settings: Settings
+    family: families.Family
+    tree: dkmstree.DkmsTree
+    inspector: Inspector
+    tools: str
+    problems: list[str] = field(default_factory=list)
+    trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
+    configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def look(root: Root, settings: Settings) -> Inventory:
+    """Everything that the plan is made from, as it is on the disk now."""
+    started = time.time()
+    family = families.detect(root)
+    owners = Owners(root, family)
+    tree = dkmstree.read(root, settings)
+    surveys: dict[str, Survey] = {}
+    kernels, kernel_problems = kernel_trees.kernels(root, settings, family, owners, surveys=surveys)
+    kernels = _with_vanished(root, kernels, tree, owners)
+    found, source_problems = sources.sources(root, settings, tree, owners)
+    at = _Look(root, settings, family, tree, Inspector(root), _tools(root))
+    at.trees.update({release: survey.modules for release, survey in surveys.items()})
+    at.problems += [*settings.problems, *kernel_problems, *source_problems, *tree.problems]
+    placements: list[Placement] = []
+    with_ours = {release for release, _ in _ours(root, tree)}
+    usable = [kernel for kernel in kernels if not kernel.leaving or kernel.release in with_ours]
+    for source in found:
+        try:
+            placements += _placements(at, source, usable)
+        except OSError as error:  # a loop of links, a disk that fails: one source's trouble
+            broken = source.model_copy(update={"problem": f"cannot be read: {error}", "remedy": "look at it"})
+            placements += _placements(at, broken, usable)
+    at.inspector.save()
+    here = {kernel.release for kernel in kernels}
+    orphans = sorted(cell for cell in _cells(root, tree) if cell[2] not in here)
+    return Inventory(
+        when=started,
+        kernels=kernels,
+        sources=found,
+        placements=tuple(placements),
+        decisions=decisions.decisions(root),
+        family=family.name,
+        boot_default=next((kernel.release for kernel in kernels if kernel.boot_default), ""),
+        running=next((kernel.release for kernel in kernels if kernel.running), ""),
+        problems=tuple(dict.fromkeys(at.problems)),
+        orphans=tuple(orphans),
+        departed=sources.departed(root, found, owners),
+    )
+
+
+def destination(family: families.Family, kernel: Kernel, module: BuiltModule) -> str:
+    """The directory, inside the root, that a module of a recipe goes to on a kernel."""
+    return f"{kernel.tree}/{family.module_directory(module.dest_location).strip('/')}"
+
+
+def _ours(root: Root, tree: dkmstree.DkmsTree) -> set[tuple[str, str]]:
+    """(release, arch) of every kernel for which something was built or installed."""
+    return {cell[2:] for cell in _cells(root, tree)}
+
+
+def _cells(root: Root, tree: dkmstree.DkmsTree) -> set[decisions.Cell]:
+    """Everything that was built or installed, whether or not its kernel is there."""
+    built = {(*names, *cell) for names, version in tree.versions.items() for cell in version.built}
+    return built | set(decisions.recorded_cells(root, "records"))
+
+
+def _with_vanished(
+    root: Root, kernels: tuple[Kernel, ...], tree: dkmstree.DkmsTree, owners: Owners
+) -> tuple[Kernel, ...]:
+    known = {one.release: one.package for one in decisions.memory(root).kernels}
+    running = kernel_trees.running_release(root)
+    return vanished.with_vanished(root, kernels, running=running, known=known, ours=_ours(root, tree), owners=owners)
+
+
+def _placements(at: _Look, source: Source, kernels: list[Kernel]) -> list[Placement]:
+    """A source on every kernel. One reading of dkms.conf serves them all."""
+    targets = [(kernel.release, kernel.arch) for kernel in kernels]
+    confs: Mapping[tuple[str, str], Conf | Fault] = {}
+    if source.directory and not source.problem and targets:
+        confs = dkmsconf.read_conf(at.root, at.settings, source, targets)
+    return [_placement(at, source, kernel, confs.get((kernel.release, kernel.arch))) for kernel in kernels]
+
+
+def _tools(root: Root) -> str:
+    """What compilers there are: a build that failed for want of one is tried again when this changes."""
+    found = []
+    try:
+        with os.scandir(root.resolve("/usr/bin")) as entries:
+            for entry in entries:
+                if TOOL.fullmatch(entry.name):
+                    status = entry.stat(follow_symlinks=False)
+                    found.append(f"{entry.name}:{status.st_ino}:{status.st_mtime_ns}:{status.st_size}")
+    except OSError:
+        return ""
+    return hashlib.sha256("\0".join(sorted(found)).encode()).hexdigest()
+
+
+def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None) -> Placement:
+    cell = (source.module, source.version, kernel.release, kernel.arch)
+    recipe, problem, remedy = _recipe(at, source, kernel, conf)
+    record = decisions.record(at.root, cell)
+    version = at.tree.versions.get((source.module, source.version))
+    stored_paths = version.built.get((kernel.release, kernel.arch)) if version else None
+    stored = tuple(at.inspector.artifact(path) for path in stored_paths or ())
+    names = _names(recipe, stored)
+    placed = {file.path for file in record.files} if record else set()
+    if recipe is not None:
+        for module in recipe.modules:
+            directory = destination(at.family, kernel, module)
+            placed |= {f"{directory}/{module.dest_name}{suffix}" for suffix in SUFFIXES}
+    groups = _classify(at, kernel, names, placed)
+    return Placement(
+        module=source.module,
+        version=source.version,
+        kernel=kernel.release,
+        arch=kernel.arch,
+        recipe=recipe,
+        problem=problem,
+        remedy=remedy,
+        built=stored_paths is not None,
+        active=at.tree.active.get((source.module, kernel.release, kernel.arch)) == source.version,
+        stored=stored,
+        installed=tuple(groups["installed"]),
+        in_tree=tuple(groups["in_tree"]),
+        weak=tuple(groups["weak"]),
+        record=record,
+        failure=decisions.failure(at.root, cell),
+        fingerprint=_fingerprint(source, kernel, recipe),
+        tools=at.tools,
+    )
+
+
+def _recipe(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None) -> tuple[Recipe | None, str, str]:
+    """The recipe, or why there is none and what to do."""
+    if isinstance(conf, Fault):
+        return None, f"{conf.where}: {conf.what}" if conf.where else conf.what, conf.hint
+    if conf is None:
+        return None, source.problem or "there is no dkms.conf", source.remedy
+    if kernel.release not in at.configs:
+        at.configs[kernel.release] = kernel_config(at.root, kernel.release, kernel.headers.directory)
+    try:
+        made = recipes.recipe(
+            conf, source.module, source.version, kernel.release, kernel.arch, at.configs[kernel.release] or None
+        )
+    except Fault as fault:
+        return None, f"{fault.where}: {fault.what}" if fault.where else fault.what, fault.hint
+    if made.excluded and conf.dynamic and kernel.headers.state is not HeadersState.PRESENT:
+        # A dkms.conf that computes (ddcci greps the kernel's .config) excludes itself where there is nothing to look at.
+        made = made.model_copy(update={"excluded": ""})
+    return made, "", ""
+
+
+def _names(recipe: Recipe | None, stored: tuple[Artifact, ...]) -> set[str]:
+    names = {module_name(artifact.module) for artifact in stored}
+    if recipe is not None:
+        names |= {module_name(module.dest_name) for module in recipe.modules if not module.excluded}
+    return names
+
+
+def _classify(at: _Look, kernel: Kernel, names: set[str], placed: set[str]) -> dict[str, list[Artifact]]:
+    """The .ko files of these names in the kernel's tree: ours, the kernel's own, weak links."""
+    if kernel.release not in at.trees:
+        at.trees[kernel.release] = walk(at.root, kernel.tree)
+    groups: dict[str, list[Artifact]] = defaultdict(list)
+    for name in sorted(names):
+        for found in at.trees[kernel.release].get(name, ()):
+            relative = found.path.removeprefix(kernel.tree)
+            if found.path in placed:
+                groups["installed"].append(at.inspector.artifact(found.path))
+            elif found.link and (relative.startswith("/weak-updates/") or not found.link.startswith(f"{kernel.tree}/")):
+                groups["weak"].append(Artifact(path=found.path, module=name, link=found.link))
+            else:
+                groups["in_tree"].append(at.inspector.artifact(found.path, hashed=False))
+    return groups
+
+
+def _fingerprint(source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
+    """Of everything that a build is made from; "" while something of it cannot be read."""
+    if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
+        return ""
+    parts = (source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

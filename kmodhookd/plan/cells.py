@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verdict on one version of a module on one kernel: its state word and the facts behind it.
+
+Pure: what was seen goes in, a `Cell` comes out. The order of the tests is the order of the table "States" of
+interface.md; the first that holds names the state, all of them are told by `Explain`.
+"""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kmodhookd.model import (
+    Artifact,
+    Cell,
+    Decision,
+    Fact,
+    FailureClass,
+    HeadersState,
+    Kernel,
+    Placement,
+    Source,
+    State,
+)
+from kmodhookd.plan import decisions as decided
+from kmodhookd.plan.versions import compare
+from kmodhookd.settings import Settings
+
+THERE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a cell's verdict depends on beyond the placement itself."""
+
+    source: Source
+    kernel: Kernel
+    decision: Decision | None
+    superseded_by: str  # the version that is taken instead; "" = this one
+    missing_dependencies: tuple[str, ...]  # names that are not there on this kernel
+    cycle: tuple[str, ...]  # modules that wait for each other, this one first; empty when there is no such circle
+    known_modules: frozenset[str]
+    settings: Settings
+
+
+def damage(placement: Placement) -> str:
+    """What is wrong with files that we installed, in words; "" when all are as they were put there."""
+    record = placement.record
+    if record is None or not record.files:
+        return ""
+    there = {artifact.path: artifact for artifact in placement.installed}
+    for file in record.files:
+        artifact = there.get(file.path)
+        if artifact is None:
+            return f"{file.path} is missing"
+        if artifact.problem or (artifact.sha256 and artifact.sha256 != file.sha256):
+            return f"{file.path} is not what was installed" + (f": {artifact.problem}" if artifact.problem else "")
+    return ""
+
+
+def is_installed(placement: Placement) -> bool:
+    """Whether its modules are in the kernel's tree: by our record, or by DKMS's active link with files that agree."""
+    if placement.record is not None and placement.record.files:
+        return not damage(placement)
+    if not placement.active or not placement.installed:
+        return False
+    installed = {artifact.module: artifact.sha256 for artifact in placement.installed}
+    stored = {artifact.module: artifact.sha256 for artifact in placement.stored}
+    return bool(stored) and all(installed.get(module) == digest for module, digest in stored.items())
+
+
+def is_current(placement: Placement) -> bool:
+    """Whether what is installed was made from the inputs as they are now, as far as that can be told."""
+    record = placement.record
+    if record is None or not placement.fingerprint or not record.installed_fingerprint:
+        return True
+    return record.installed_fingerprint == placement.fingerprint
+
+
+def is_fresh(placement: Placement) -> bool:
+    """Whether what lies built in the DKMS tree was made from the inputs as they are now, and is whole."""
+    record = placement.record
+    whole = bool(placement.stored) and not any(artifact.problem for artifact in placement.stored)
+    return placement.built and whole and record is not None and record.fingerprint == placement.fingerprint
+
+
+def can_restore(placement: Placement) -> bool:
+    """Whether the DKMS tree still holds, unaltered, every file that was installed: nothing needs to be built."""
+    record = placement.record
+    stored = {artifact.sha256 for artifact in placement.stored if not artifact.problem}
+    return record is not None and bool(record.files) and all(file.sha256 in stored for file in record.files)
+
+
+def failure_stands(placement: Placement) -> bool:
+    """Whether the last attempt's failure still says something: neither its inputs nor the compilers have changed."""
+    failure = placement.failure
+    if failure is None or failure.fingerprint != placement.fingerprint:
+        return False
+    return failure.cause is not FailureClass.COMPILER or failure.tools == placement.tools
+
+
+def wins_in_tree(placement: Placement) -> Artifact | None:
+    """The kernel's own module that is the same or newer, when it holds for every module of the recipe.
+
+    As DKMS decides (facts of dkms.8, "version sanity"): a newer version wins; the same version wins when the source
+    version agrees as well; a module without a version never does.
+    """
+    recipe = placement.recipe
+    if recipe is None or not placement.stored:
+        return None
+    own = {artifact.module: artifact for artifact in placement.in_tree}
+    winner = None
+    for artifact in placement.stored:
+        rival = own.get(artifact.module)
+        if rival is None or not rival.version or not artifact.version:
+            return None
+        order = compare(rival.version, artifact.version)
+        same = order == 0 and rival.srcversion == artifact.srcversion and bool(rival.srcversion)
+        if order < 0 or (order == 0 and not same):
+            return None
+        winner = rival
+    return winner
+
+
+def judge(placement: Placement, context: Context) -> Cell:
+    """The state of a placement and all facts behind it."""
+    facts: list[Fact] = []
+    states: list[State] = []
+    for rule in RULES:
+        verdict = rule(placement, context)
+        if verdict is not None:
+            state, fact = verdict
+            states.append(state)
+            facts.append(fact)
+    return Cell(
+        module=placement.module,
+        version=placement.version,
+        kernel=placement.kernel,
+        arch=placement.arch,
+        state=states[0],
+        facts=tuple(facts),
+        required=placement.module in context.settings.policy.required,
+        wanted=_is_wanted(placement, context),
+        there=bool(placement.weak) or is_installed(placement),
+    )
+
+
+def _is_wanted(placement: Placement, context: Context) -> bool:
+    """Whether this version is the one that should go to this kernel by itself."""
+    automatic = placement.recipe is not None and placement.recipe.autoinstall
+    return automatic and not context.superseded_by and context.decision is None
+
+
+Verdict = tuple[State, Fact] | None
+
+
+def _broken(placement: Placement, context: Context) -> Verdict:
+    source = context.source
+    problem = source.problem or placement.problem
+    if not problem:
+        return None
+    return State.BROKEN, Fact(fact=f"source {source.path}", verdict=problem, remedy=source.remedy or placement.remedy)
+
+
+def _damaged(placement: Placement, context: Context) -> Verdict:
+    wrong = damage(placement)
+    if not wrong:
+        return None
+    remedy = f"kmodhookctl rebuild {placement.module}/{placement.version} -k {placement.kernel}"
+    return State.DAMAGED, Fact(fact="installed files", verdict=wrong, remedy=remedy)
+
+
+def _installed(placement: Placement, context: Context) -> Verdict:
+    if not is_installed(placement) or not is_current(placement):
+        return None
+    paths = ", ".join(artifact.path for artifact in placement.installed)
+    origin = "as built here" if placement.record else "built by DKMS, what from is not recorded"
+    return State.INSTALLED, Fact(fact="installed files", verdict=f"{paths}: {origin}")
+
+
+def _reused(placement: Placement, context: Context) -> Verdict:
+    if not placement.weak:
+        return None
+    link = placement.weak[0]
+    return State.REUSED, Fact(fact=f"weak link {link.path}", verdict=f"leads to {link.link}")
+
+
+def _stale(placement: Placement, context: Context) -> Verdict:
+    if not is_installed(placement) or is_current(placement):
+        return None
+    verdict = "source, recipe, headers or compiler have changed since it was built; what is installed still loads"
+    remedy = _failure_text(placement) or "it is built again by itself"
+    return State.STALE, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)
+
+
+def _in_tree(placement: Placement, context: Context) -> Verdict:
+    winner = wins_in_tree(placement)
+    if winner is None:
+        return None
+    verdict = f"the kernel's own {winner.path} has version {winner.version}, the same or newer"
+    return State.IN_TREE, Fact(fact="the kernel's own modules", verdict=verdict)
+
+
+def _excluded(placement: Placement, context: Context) -> Verdict:
+    if context.decision is not None:
+        decision = context.decision
+        where = f" from {decision.kernel}" if decision.kernel else ""
+        verdict = f"{decided.SENTENCES[decision.kind]}{where} ({decision.by or 'by hand'})"
+        remedy = f"kmodhookctl install {placement.module}/{placement.version} -k {placement.kernel}"
+        return State.EXCLUDED, Fact(fact="a person's decision", verdict=verdict, remedy=remedy)
+    policy = context.settings.policy
+    if any(fnmatch.fnmatchcase(placement.kernel, pattern) for pattern in policy.ignore_kernels):
+        return State.EXCLUDED, Fact(fact="policy.ignore_kernels", verdict=f"{placement.kernel} is to be left alone")
+    if any(fnmatch.fnmatchcase(placement.module, pattern) for pattern in policy.ignore_modules):
+        return State.EXCLUDED, Fact(fact="policy.ignore_modules", verdict=f"{placement.module} is to be left alone")
+    if placement.recipe is not None and placement.recipe.excluded:
+        return State.EXCLUDED, Fact(fact="dkms.conf", verdict=placement.recipe.excluded)
+    return None
+
+
+def _failure_text(placement: Placement) -> str:
+    failure = placement.failure if failure_stands(placement) else None
+    log = f"kmodhookctl log {placement.module}/{placement.version} -k {placement.kernel}"
+    return f"the last attempt failed: {failure.reason}; {log}" if failure else ""
+
+
+def _failed(placement: Placement, context: Context) -> Verdict:
+    failure = placement.failure
+    if failure is None or not failure_stands(placement):
+        return None
+    detail = f": {failure.line}" if failure.line else ""
+    times = f" ({failure.attempts} attempts)" if failure.attempts > 1 else ""
+    remedy = failure.remedy or f"kmodhookctl log {placement.module}/{placement.version} -k {placement.kernel}"
+    fact = Fact(
+        fact=f"last attempt{times}" + (f", log {failure.log}" if failure.log else ""),
+        verdict=f"{failure.reason}{detail}",
+        remedy=remedy,
+    )
+    return State.FAILED, fact
+
+
+def _waiting_kernel(placement: Placement, context: Context) -> Verdict:
+    if context.kernel.headers.state is not HeadersState.ALONE:
+        return None
+    verdict = f"only headers are there, no kernel {placement.kernel}; the module comes when the kernel does"
+    return State.WAITING_KERNEL, Fact(fact=f"kernel {placement.kernel}", verdict=verdict)
+
+
+def _waiting_headers(placement: Placement, context: Context) -> Verdict:
+    headers = context.kernel.headers
+    if headers.state not in (HeadersState.MISSING, HeadersState.MISMATCHED):
+        return None
+    verdict = headers.detail or f"headers {headers.state}"
+    return State.WAITING_HEADERS, Fact(fact="headers", verdict=verdict, remedy=headers.command)
+
+
+def _waiting_dependency(placement: Placement, context: Context) -> Verdict:
+    missing = context.missing_dependencies
+    if not missing:
+        return None
+    if context.cycle:
+        circle = " → ".join((*context.cycle, context.cycle[0]))
+        remedy = f"take one of them out of BUILD_DEPENDS: /etc/dkms/{placement.module}.conf overrides dkms.conf"
+        return State.WAITING_DEPENDENCY, Fact(fact="BUILD_DEPENDS", verdict=f"a circle: {circle}", remedy=remedy)
+    unknown = [name for name in missing if name not in context.known_modules]
+    remedy = f"install the source of {', '.join(unknown)}" if unknown else ""
+    verdict = f"needs {', '.join(missing)} installed on {placement.kernel} first"
+    return State.WAITING_DEPENDENCY, Fact(fact="BUILD_DEPENDS", verdict=verdict, remedy=remedy)
+
+
+def _built(placement: Placement, context: Context) -> Verdict:
+    if not placement.built:
+        return None
+    return State.BUILT, Fact(fact="DKMS tree", verdict="built, not installed")
+
+
+def _added(placement: Placement, context: Context) -> Verdict:
+    if context.superseded_by:
+        verdict = f"version {context.superseded_by} is taken on this kernel"
+    elif placement.recipe is not None and not placement.recipe.autoinstall:
+        verdict = "known and not built: dkms.conf does not say AUTOINSTALL=yes"
+        remedy = f"kmodhookctl install {placement.module}/{placement.version} -k {placement.kernel}"
+        return State.ADDED, Fact(fact="dkms.conf", verdict=verdict, remedy=remedy)
+    else:
+        verdict = "known and not built"
+    return State.ADDED, Fact(fact=f"source {context.source.path}", verdict=verdict)
+
+
+RULES = (
+    _broken,
+    _damaged,
+    _installed,
+    _reused,
+    _stale,
+    _in_tree,
+    _excluded,
+    _failed,
+    _waiting_kernel,
+    _waiting_headers,
+    _waiting_dependency,
+    _built,
+    _added,
+)
+
+
+def missing_dependencies(placement: Placement, there: frozenset[str]) -> tuple[str, ...]:
+    """The modules of BUILD_DEPENDS that are not there on this kernel, given the names of those that are."""
+    return tuple(name for name in placement.recipe.depends if name not in there) if placement.recipe else ()
+
+
+def satisfies(cell: Cell) -> bool:
+    """Whether what depends on this module may be built: it is there, or dkms.conf says that it need not be."""
+    return cell.there or cell.state in THERE or cell.state is State.EXCLUDED
+
+
+def circle(module: str, depends: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The modules, from this one on, that depend on each other in a circle back to it; () when there is none."""
+    paths: list[tuple[str, ...]] = [(module,)]
+    seen = {module}
+    for path in paths:  # grows as it goes: the shortest circle is found first
+        for name in depends.get(path[-1], ()):
+            if name == module:
+                return path
+            if name not in seen:
+                seen.add(name)
+                paths.append((*path, name))
+    return ()

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Inventory and settings → Plan. Pure functions: no disk, no clock, no process.
+
+The rules are those of design.md, "What decides": people's decisions stand; nothing is removed without positive evidence;
+the gate holds back what we do by ourselves and nothing else; a tree that is still being written is looked at again.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from kmodhookd.model import (
+    Action,
+    ActionKind,
+    Cell,
+    Decision,
+    HeadersState,
+    Inventory,
+    Kernel,
+    MissingHeaders,
+    Placement,
+    Plan,
+    Source,
+    State,
+    Target,
+)
+from kmodhookd.plan import boot, cells, decisions
+from kmodhookd.plan.versions import compare
+from kmodhookd.settings import Settings
+
+SETTLE = 1.0  # seconds for which nothing may have changed in a tree before it is believed
+ARRIVING = 30.0  # seconds for which incomplete headers that nobody touches any more are still expected to be completed
+ROUNDS = 64  # dependency chains longer than this are cycles
+
+Key = tuple[str, str, str]  # module, version, kernel
+WANTED = frozenset({State.ADDED, State.BUILT, State.DAMAGED, State.STALE})
+ASKED = "asked for"
+RESTORE = "put back from the DKMS tree"
+
+
+@dataclass
+class _Picture:
+    """The inventory, indexed, and the verdicts as they are found."""
+
+    inventory: Inventory
+    settings: Settings
+    sources: dict[tuple[str, str], Source] = field(default_factory=dict)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    cells: dict[Key, Cell] = field(default_factory=dict)
+    chosen: dict[tuple[str, str], str] = field(default_factory=dict)  # module, kernel → version
+
+
+def make(
+    inventory: Inventory,
+    settings: Settings,
+    *,
+    held: bool = False,
+    lifted: Sequence[str] = (),
+    rebuild: Sequence[Target] = (),
+    now: float = 0.0,
+) -> Plan:
+    """What everything looks like and what should be done. `now` is the time of the look, in POSIX seconds."""
+    picture = _Picture(inventory, settings)
+    picture.sources = {(source.module, source.version): source for source in inventory.sources}
+    picture.kernels = {kernel.release: kernel for kernel in inventory.kernels}
+    _choose(picture)
+    _judge_all(picture)
+    work = _work(picture, rebuild, now)
+    actions = [*_registrations(picture), *work.actions, *work.removals, *_removals(picture)]
+    allowed = [action for action in actions if _passes_gate(action, held, lifted)]
+    verdicts = tuple(boot.verdict(kernel, picture.cells.values(), settings) for kernel in inventory.kernels)
+    return Plan(
+        cells=tuple(picture.cells[key] for key in sorted(picture.cells)),
+        actions=tuple(allowed),
+        missing_headers=_missing_headers(picture),
+        boot=verdicts,
+        look_again=min([*work.look_again, *_arriving(picture, now)], default=0.0),
+        held_back=len(allowed) < len(actions),
+        postponed=tuple(work.postponed),
+    )
+
+
+def _arriving(picture: _Picture, now: float) -> list[float]:
+    """A look is due soon where headers are incomplete and have changed lately: they are being copied, perhaps slowly."""
+    headers = [kernel.headers for kernel in picture.inventory.kernels]
+    incomplete = [one for one in headers if one.state is HeadersState.MISSING and one.youngest]
+    return [SETTLE for one in incomplete if 0 <= now - one.youngest < ARRIVING]
+
+
+def _passes_gate(action: Action, held: bool, lifted: Sequence[str]) -> bool:
+    return not held or action.kind in (ActionKind.BUILD, ActionKind.ADD) or action.kernel in lifted
+
+
+# --- which version --------------------------------------------------------------------------------------------------
+
+
+def _choose(picture: _Picture) -> None:
+    """The newest version that applies to a kernel is taken; what is installed wins over what is broken."""
+    candidates: dict[tuple[str, str], list[Placement]] = defaultdict(list)
+    for placement in picture.inventory.placements:
+        candidates[placement.module, placement.kernel].append(placement)
+    order = functools.cmp_to_key(compare)
+    for (module, kernel), placements in candidates.items():
+        newest_first = sorted(placements, key=lambda one: order(one.version), reverse=True)
+        best = _best(picture, newest_first)
+        if best is not None:
+            picture.chosen[module, kernel] = best.version
+
+
+def _best(picture: _Picture, newest_first: Sequence[Placement]) -> Placement | None:
+    pinned = [one for one in newest_first if _is_pinned(one) and _applies(picture, one)]
+    for placement in pinned or newest_first:
+        if _applies(picture, placement):
+            return placement
+        word = _decision(picture, placement)
+        if word is not None and word.kind not in decisions.BY_VERSION:
+            # "Not here" is not "an older one instead". What is there already stays looked after.
+            there = (one for one in newest_first if cells.is_installed(one) and _applies(picture, one))
+            return next(there, None)
+    return None
+
+
+def _is_pinned(placement: Placement) -> bool:
+    """Whether a person put this version there although there was a newer one."""
+    return placement.record is not None and placement.record.by_hand and bool(placement.record.files)
+
+
+def _applies(picture: _Picture, placement: Placement) -> bool:
+    source = picture.sources[placement.module, placement.version]
+    if source.gone or _decision(picture, placement) is not None:
+        return False
+    if source.problem or placement.problem or placement.recipe is None:
+        # A source that cannot be used now (not mounted, half unpacked) does not make room for an older one.
+        return cells.is_installed(placement)
+    return not placement.recipe.excluded
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+def _judge_all(picture: _Picture) -> None:
+    """Judge every cell; again while verdicts on dependencies still change."""
+    known = frozenset(source.module for source in picture.inventory.sources)
+    depends = _dependencies(picture)
+    for _round in range(ROUNDS):
+        there: dict[str, set[str]] = defaultdict(set)
+        for cell in picture.cells.values():
+            if cells.satisfies(cell):
+                there[cell.kernel].add(cell.module)
+        before = {key: cell.state for key, cell in picture.cells.items()}
+        for placement in picture.inventory.placements:
+            context = cells.Context(
+                source=picture.sources[placement.module, placement.version],
+                kernel=picture.kernels[placement.kernel],
+                decision=_decision(picture, placement),
+                superseded_by=_superseded_by(picture, placement),
+                missing_dependencies=cells.missing_dependencies(placement, frozenset(there[placement.kernel])),
+                cycle=cells.circle(placement.module, depends[placement.kernel]),
+                known_modules=known,
+                settings=picture.settings,
+            )
+            picture.cells[placement.module, placement.version, placement.kernel] = cells.judge(placement, context)
+        if before == {key: cell.state for key, cell in picture.cells.items()}:
+            return
+
+
+def _dependencies(picture: _Picture) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Kernel → module → what the version of it that is taken there depends on."""
+    found: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for placement in picture.inventory.placements:
+        taken = picture.chosen.get((placement.module, placement.kernel)) == placement.version
+        if taken and placement.recipe is not None and placement.recipe.depends:
+            found[placement.kernel][placement.module] = placement.recipe.depends
+    return found
+
+
+def _decision(picture: _Picture, placement: Placement) -> Decision | None:
+    source = picture.sources[placement.module, placement.version]
+    return decisions.standing(picture.inventory.decisions, source, placement.kernel)
+
+
+def _superseded_by(picture: _Picture, placement: Placement) -> str:
+    chosen = picture.chosen.get((placement.module, placement.kernel), "")
+    return "" if chosen == placement.version else chosen
+
+
+# --- what to do -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Work:
+    """What to do on kernels, and what to come back to."""
+
+    actions: list[Action] = field(default_factory=list)
+    removals: list[Action] = field(default_factory=list)
+    look_again: list[float] = field(default_factory=list)  # seconds
+    postponed: list[Target] = field(default_factory=list)
+
+
+def _work(picture: _Picture, rebuild: Sequence[Target], now: float) -> _Work:
+    """Placement by placement, in the order in which they may start."""
+    work = _Work()
+    for placement in sorted(picture.inventory.placements, key=lambda one: _priority(picture, one)):
+        kernel = picture.kernels[placement.kernel]
+        source = picture.sources[placement.module, placement.version]
+        if kernel.leaving:
+            if not kernel.running:  # its modules may still be asked for; the next boot sees to them
+                work.removals += _retire(placement, "its kernel was removed")
+        elif source.gone:
+            work.removals += _retire_source(picture, placement)
+        else:
+            _build_work(picture, placement, rebuild, now, work)
+    return work
+
+
+def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float, work: _Work) -> None:
+    wanted, reason = _wanted(picture, placement, rebuild, now)
+    if not wanted:
+        if placement.failure is not None and placement.failure.retry_at > now:
+            work.look_again.append(placement.failure.retry_at - now)
+        return
+    wait = _unsettled(picture.kernels[placement.kernel], picture.sources[placement.module, placement.version], now)
+    if wait and reason != RESTORE:
+        work.look_again.append(wait)
+        if reason == ASKED:
+            target = Target(module=placement.module, version=placement.version, kernel=placement.kernel)
+            work.postponed.append(target)
+        return
+    work.actions += _produce(placement, reason)
+
+
+def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool, str, str]:
+    """What the next boot needs first; then required modules; then by name, so that two looks agree."""
+    kernel = picture.kernels[placement.kernel]
+    required = placement.module in picture.settings.policy.required
+    return (not kernel.boot_default, not kernel.running, not required, placement.kernel, placement.module)
+
+
+def _wanted(picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float) -> tuple[bool, str]:
+    """Whether this version should be made and installed on this kernel, and why."""
+    if picture.chosen.get((placement.module, placement.kernel)) != placement.version:
+        return False, ""
+    state = picture.cells[placement.module, placement.version, placement.kernel].state
+    if state is State.DAMAGED and placement.recipe is not None and cells.can_restore(placement):
+        return True, RESTORE
+    if not _can_build(picture, placement):
+        return False, ""
+    if any(_matches(target, placement) for target in rebuild):
+        return True, ASKED
+    if not (picture.settings.policy.autoinstall and placement.recipe and placement.recipe.autoinstall):
+        return False, ""
+    failure = placement.failure
+    if failure is not None and cells.failure_stands(placement):
+        due = 0 < failure.retry_at <= now
+        return due, f"attempt {failure.attempts + 1}" if due else ""
+    return state in WANTED, str(state)
+
+
+def _can_build(picture: _Picture, placement: Placement) -> bool:
+    source = picture.sources[placement.module, placement.version]
+    if placement.recipe is None or (source.unpacked and not source.registered):
+        return False
+    return picture.kernels[placement.kernel].headers.state is HeadersState.PRESENT
+
+
+def _matches(target: Target, placement: Placement) -> bool:
+    return (
+        target.module in ("", placement.module)
+        and target.version in ("", placement.version)
+        and target.kernel in ("", placement.kernel)
+    )
+
+
+def _unsettled(kernel: Kernel, source: Source, now: float) -> float:
+    """Seconds until the trees involved have been still long enough to be believed; 0 = they have."""
+    youngest = max(kernel.youngest, kernel.headers.youngest, source.youngest)
+    age = now - youngest
+    return SETTLE - age if 0 <= age < SETTLE else 0.0
+
+
+def _produce(placement: Placement, reason: str) -> list[Action]:
+    """Build, unless what is in the DKMS tree is of the inputs as they are now; then install.
+
+    Where the kernel has a module of that name, only the built one tells which is newer: it is looked at first.
+    """
+    if reason == RESTORE:
+        return [act(ActionKind.INSTALL, placement, reason)]
+    build = reason == ASKED or not cells.is_fresh(placement)
+    compared = cells.is_fresh(placement) and cells.wins_in_tree(placement) is None
+    stands_back = placement.in_tree and not cells.is_installed(placement) and not compared
+    actions = [act(ActionKind.BUILD, placement, reason)] if build else []
+    return actions if stands_back else [*actions, act(ActionKind.INSTALL, placement, reason)]
+
+
+def act(kind: ActionKind, placement: Placement, reason: str) -> Action:
+    """An action on a placement."""
+    return Action(
+        kind=kind,
+        module=placement.module,
+        version=placement.version,
+        kernel=placement.kernel,
+        arch=placement.arch,
+        reason=reason,
+    )
+
+
+def _retire(placement: Placement, reason: str) -> list[Action]:
+    """Our files out of the kernel's tree, then its directory out of the DKMS tree."""
+    actions = []
+    record = placement.record
+    if placement.active or (record is not None and record.files):
+        actions.append(act(ActionKind.UNINSTALL, placement, reason))
+    if placement.built or record is not None:
+        actions.append(act(ActionKind.UNBUILD, placement, reason))
+    return actions
+
+
+def _retire_source(picture: _Picture, placement: Placement) -> list[Action]:
+    """A source that is positively gone: its modules go, but never before those of its successor are there (W4)."""
+    successor = _successor(picture, placement)
+    if successor is not None and not (successor.there or successor.state in cells.THERE):
+        return []
+    return _retire(placement, "its source package was removed")
+
+
+def _successor(picture: _Picture, placement: Placement) -> Cell | None:
+    """The cell of the version that is taken on this kernel instead."""
+    version = picture.chosen.get((placement.module, placement.kernel), placement.version)
+    return picture.cells[placement.module, version, placement.kernel] if version != placement.version else None
+
+
+def _registrations(picture: _Picture) -> Iterable[Action]:
+    for source in picture.inventory.sources:
+        if source.registered or source.problem or source.gone or source.unpacked or not source.directory:
+            continue
+        if decisions.standing(picture.inventory.decisions, source, "") is not None:
+            continue
+        yield Action(kind=ActionKind.ADD, module=source.module, version=source.version, reason="source is in place")
+
+
+def _removals(picture: _Picture) -> Iterable[Action]:
+    """What of positively gone sources and kernels belongs to no placement."""
+    gone = {(source.module, source.version) for source in picture.inventory.sources if source.gone}
+    for module, version, kernel, arch in picture.inventory.orphans:
+        if (module, version) in gone:
+            for kind in (ActionKind.UNINSTALL, ActionKind.UNBUILD):
+                reason = "its source package was removed"
+                yield Action(kind=kind, module=module, version=version, kernel=kernel, arch=arch, reason=reason)
+    yield from _deregistrations(picture)
+    for one in picture.inventory.kernels:
+        if one.leaving and not one.running:
+            yield Action(kind=ActionKind.CLEAN, kernel=one.release)
+
+
+def _deregistrations(picture: _Picture) -> Iterable[Action]:
+    """A version is forgotten once its source is positively gone and nothing of it is left in any kernel."""
+    busy = {
+        (placement.module, placement.version)
+        for placement in picture.inventory.placements
+        if placement.built or placement.active or (placement.record is not None and placement.record.files)
+    } | {orphan[:2] for orphan in picture.inventory.orphans}
+    for source in picture.inventory.sources:
+        if source.gone and source.registered and (source.module, source.version) not in busy:
+            reason = "its source package was removed"
+            yield Action(kind=ActionKind.REMOVE, module=source.module, version=source.version, reason=reason)
+
+
+# --- warnings -------------------------------------------------------------------------------------------------------
+
+
+def _missing_headers(picture: _Picture) -> tuple[MissingHeaders, ...]:
+    """Kernels for which some module waits for headers; a kernel whose modules are all there needs none (promise 9)."""
+    waiting: dict[str, list[str]] = defaultdict(list)
+    for cell in picture.cells.values():
+        if cell.state is State.WAITING_HEADERS and cell.wanted:
+            waiting[cell.kernel].append(cell.module)
+    result = []
+    for release, modules in sorted(waiting.items()):
+        kernel = picture.kernels[release]
+        if kernel.leaving:
+            continue
+        cause = str(kernel.headers.state)
+        if kernel.headers.state is HeadersState.MISMATCHED:
+            cause = f"mismatched: {kernel.headers.detail}"
+        result.append(
+            MissingHeaders(
+                kernel=release,
+                flavour=kernel.flavour,
+                package=kernel.headers.package,
+                command=kernel.headers.command,
+                cause=cause,
+                modules=tuple(sorted(modules)),
+            )
+        )
+    return tuple(result)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which of two versions of a module is newer.
+
+DKMS pads numbers to three digits and compares strings, so that it takes 1.0.r999 for newer than 1.0.r1000 and 1.0-rc1
+for newer than 1.0. Here numbers are numbers, and what announces a release (alpha, beta, pre, rc, `~`) is older than it.
+"""
+
+import re
+from typing import NamedTuple
+
+_TOKEN = re.compile(
+    r"(?P<tilde>[-._+]?~)"
+    r"|[-._+]?(?P<pre>alpha|beta|preview|pre|rc)(?![a-z])"
+    r"|(?P<number>[0-9]+)|(?P<word>[a-z]+)|(?P<suffix>[-_+])|(?P<other>.)",
+    re.IGNORECASE | re.DOTALL | re.ASCII,
+)
+_RANKS = {"tilde": -2, "pre": -1, "suffix": 1, "word": 2, "number": 3}  # the end is 0
+
+
+class Token(NamedTuple):
+    """One piece of a version: numbers are ordered by length, then digits; everything else by its text."""
+
+    rank: int
+    length: int = 0
+    text: str = ""
+
+
+END = Token(0)
+
+
+def key(version: str) -> tuple[tuple[Token, ...], str]:
+    """A sort key: a total order, equal for equal strings only.
+
+    Dots separate; `-`, `_` and `+` begin what comes after the release itself (1.0 < 1.0-1 < 1.0.1); a letter behind a
+    number is later than the number alone (1.0 < 1.0a) unless it says that the release is still to come.
+    """
+    tokens = []
+    for found in _TOKEN.finditer(version):
+        kind = str(found.lastgroup)
+        if kind in _RANKS:
+            tokens.append(_token(_RANKS[kind], found.group(kind)))
+    return (*tokens, END), version
+
+
+def compare(a: str, b: str) -> int:
+    """-1 when `a` is older than `b`, 1 when it is newer, 0 when they are the same string."""
+    return (key(a) > key(b)) - (key(a) < key(b))
+
+
+def _token(rank: int, text: str) -> Token:
+    if text.isascii() and text.isdigit():
+        digits = text.lstrip("0")
+        return Token(rank, len(digits), digits)
+    return Token(rank, 0, text.lower())

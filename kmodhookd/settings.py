@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Policy: `/etc/kmodhookd/config.toml`, then `/etc/kmodhookd/config.d/*.toml` in order of their names, later wins.
+
+A file that cannot be read, an unknown key or a value that does not fit is named with its file and line and left out;
+everything else counts. DKMS's `framework.conf` is read for what both share: where its trees are.
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kmodhookd.root import Root
+
+CONFIG = "/etc/kmodhookd/config.toml"
+CONFIG_DIRECTORY = "/etc/kmodhookd/config.d"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Build(_Section):
+    """How modules are built."""
+
+    jobs: int = Field(0, ge=0, le=1024, description="compilers at once, over all builds; 0 = one per processor")
+    timeout: int = Field(3600, ge=1, description="seconds that one build may take")
+    memory: int = Field(0, ge=0, description="MiB of address space for each process of a build; 0 = no limit")
+    processes: int = Field(4096, ge=16, description="processes of the build user at once")
+    output: int = Field(64, ge=1, description="MiB that one build may print")
+    file_size: int = Field(2048, ge=1, description="MiB that one file of a build may have")
+    nice: int = Field(10, ge=0, le=19, description="niceness of builds")
+
+
+class Hooks(_Section):
+    """How long package manager hooks wait for builds (design.md, promise 7)."""
+
+    stall: int = Field(60, ge=0, description="seconds without progress after which a hook stops waiting; 0 = any")
+    total: int = Field(1200, ge=0, description="seconds after which a hook stops waiting in any case; 0 = at once")
+
+
+class Watch(_Section):
+    """When the disk is looked at."""
+
+    quiet: float = Field(0.7, ge=0.05, le=60, description="seconds without an event before a look")
+    ceiling: float = Field(10.0, ge=0.1, le=600, description="seconds after the first event before a look in any case")
+    interval: int = Field(900, ge=60, description="seconds between looks that no event asked for")
+
+
+class Policy(_Section):
+    """What is done without being asked."""
+
+    autoinstall: bool = Field(True, description="build and install modules by itself")
+    initramfs: bool = Field(True, description="make an initramfs again when modules came too late for it")
+    required: tuple[str, ...] = Field((), description="modules without which a kernel is not ready to boot")
+    ignore_kernels: tuple[str, ...] = Field((), description="shell patterns of kernel releases to leave alone")
+    ignore_modules: tuple[str, ...] = Field((), description="shell patterns of module names to leave alone")
+
+
+class Settings(BaseModel):
+    """All of it, with where DKMS keeps its trees and what could not be read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    build: Build = Build()
+    hooks: Hooks = Hooks()
+    watch: Watch = Watch()
+    policy: Policy = Policy()
+    source_tree: str = "/usr/src"
+    dkms_tree: str = "/var/lib/dkms"
+    install_tree: str = "/usr/lib/modules"
+    problems: tuple[str, ...] = ()
+
+
+SECTIONS: dict[str, type[_Section]] = {"build": Build, "hooks": Hooks, "watch": Watch, "policy": Policy}
+
+
+def load(root: Root, config: str = "") -> Settings:
+    """Read the settings of a root. `config` names a file outside it that is read instead of the root's own."""
+    problems: list[str] = []
+    merged: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for path in _files(root, config):
+        for section, values in _read(path, problems).items():
+            merged[section].update(values)
+    sections = {name: SECTIONS[name].model_validate(values) for name, values in merged.items()}
+    trees = _dkms_trees(root, problems)
+    return Settings.model_validate({**sections, **trees, "problems": tuple(problems)})
+
+
+def _files(root: Root, config: str) -> list[Path]:
+    if config:
+        return [Path(config)]
+    main = root.resolve(CONFIG)
+    files = [main] if main.exists() else []
+    directory = root.resolve(CONFIG_DIRECTORY)
+    if directory.is_dir():
+        files += sorted(entry for entry in directory.iterdir() if entry.name.endswith(".toml"))
+    return files
+
+
+def _read(path: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """The valid settings of one file; each that is not is described in `problems`."""
+    try:
+        text = path.read_text("utf-8")
+        document = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problems.append(f"{path}: {error}; the file is left out")
+        return {}
+    result: dict[str, dict[str, Any]] = {}
+    for section, values in document.items():
+        if section not in SECTIONS or not isinstance(values, dict):
+            known = ", ".join(sorted(SECTIONS))
+            problems.append(f"{path}:{_line(text, section)}: unknown section '{section}' (there are {known})")
+            continue
+        good = {}
+        for key, value in values.items():
+            complaint = _complaint(SECTIONS[section], key, value)
+            if complaint:
+                problems.append(f"{path}:{_line(text, key, section)}: {section}.{key}: {complaint}")
+            else:
+                good[key] = tuple(value) if isinstance(value, list) else value
+        result[section] = good
+    return result
+
+
+def _complaint(section: type[_Section], key: str, value: Any) -> str:
+    if key not in section.model_fields:
+        return f"unknown key (there are {', '.join(sorted(section.model_fields))})"
+    try:
+        section.model_validate({key: tuple(value) if isinstance(value, list) else value})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        return f"{first['msg']}, not {value!r}; the default counts"
+    return ""
+
+
+def _line(text: str, key: str, section: str = "") -> int:
+    """The line that a key or section stands in, for the message; 1 when it cannot be told."""
+    inside = not section
+    for number, line in enumerate(text.splitlines(), 1):
+        heading = re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line)
+        if heading:
+            if not section and heading.group(1).strip("\"'") == key:
+                return number
+            inside = heading.group(1).strip("\"'") == section or not section
+        elif inside and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
+            return number
+    return 1
+
+
+def _dkms_trees(root: Root, problems: list[str]) -> dict[str, str]:
+    """`source_tree` and `dkms_tree` from DKMS's framework.conf, where they are plain assignments (dkms.8)."""
+    trees: dict[str, str] = {}
+    main = root.resolve("/etc/dkms/framework.conf")
+    drop_ins = root.resolve("/etc/dkms/framework.conf.d")
+    files = [main, *sorted(drop_ins.glob("*.conf"))] if drop_ins.is_dir() else [main]
+    for path in files:
+        try:
+            text = os.fsdecode(path.read_bytes())
+        except OSError:
+            continue
+        for name, value in re.findall(r"""^\s*(source_tree|dkms_tree)=["']?([^"'\n]*?)["']?\s*$""", text, re.MULTILINE):
+            if value.startswith("/") and "$" not in value and ".." not in value:
+                trees[name] = value.rstrip("/") or "/"
+            else:
+                problems.append(f"{path}: {name}={value}: not a plain absolute path; the default counts")
+    return trees

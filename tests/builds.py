@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Small modules built with real headers and a real compiler in a root."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bed import roots
+from bed.kernels import Kernels
+from bed.overlay import Overlay
+
+from kmodhookd.act.build import BuildFailed, Built, build
+from kmodhookd.act.jobserver import JobServer
+from kmodhookd.model import BuiltModule, Failure, Headers, HeadersState, Kernel, Recipe, Source
+from kmodhookd.root import Root
+from kmodhookd.settings import Build, Settings
+
+CODE = """#include <linux/module.h>
+static int __init tiny_init(void) { return 0; }
+static void __exit tiny_exit(void) { }
+module_init(tiny_init); module_exit(tiny_exit);
+MODULE_DESCRIPTION("x"); MODULE_LICENSE("GPL");
+"""
+PLAIN = "ifneq ($(KERNELRELEASE),)\nobj-m := tiny.o\nendif\n"
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[Overlay]:
+    """One root for all tests here: each uses a module of its own name."""
+    with roots.overlay("engine") as overlay:
+        yield overlay
+
+
+class Bench:
+    """Sources, kernels and builds in the root."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self.root = Root(overlay.root)
+        self.settings = Settings()
+
+    def kernel(self, release: str) -> Kernel:
+        headers = Headers(state=HeadersState.PRESENT, directory=f"/usr/src/linux-headers-{release}")
+        return Kernel(release=release, tree=f"/usr/lib/modules/{release}", arch="x86_64", headers=headers)
+
+    def source(self, name: str, **files: str) -> Source:
+        directory = self.root.prefix / f"usr/src/{name}-1"
+        directory.mkdir(parents=True)
+        for file, text in {"tiny.c": CODE, "Makefile": PLAIN, **files}.items():
+            path = directory / file
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_text(text)
+            if text.startswith("#!"):
+                path.chmod(0o755)
+        return Source(module=name, version="1", path=f"/usr/src/{name}-1", directory=f"/usr/src/{name}-1")
+
+    def recipe(self, name: str, kernel: Kernel, **more: object) -> Recipe:
+        modules = (BuiltModule(built_name="tiny", dest_name=f"tiny_{name}", dest_location="/updates/dkms"),)
+        names = {"module": name, "version": "1", "kernel": kernel.release, "arch": kernel.arch, "modules": modules}
+        return Recipe.model_validate({**names, **more})
+
+    def build(
+        self,
+        source: Source,
+        recipe: Recipe,
+        kernel: Kernel,
+        server: JobServer | None = None,
+        limits: dict[str, int] | None = None,
+    ) -> Built:
+        """Build with this job server or one of its own; `limits` are settings of `[build]`."""
+        settings = self.settings.model_copy(update={"build": Build.model_validate(limits or {})})
+        cancel = threading.Event()
+        if server is not None:
+            return build(self.root, settings, kernel, source, recipe, jobserver=server, cancel=cancel, progress=nobody)
+        with JobServer() as own:
+            return build(self.root, settings, kernel, source, recipe, jobserver=own, cancel=cancel, progress=nobody)
+
+    def fails(
+        self,
+        name: str,
+        kernel: Kernel,
+        *,
+        files: dict[str, str],
+        recipe: dict[str, object] | None = None,
+        **limits: int,
+    ) -> Failure:
+        with pytest.raises(BuildFailed) as caught:
+            self.build(self.source(name, **files), self.recipe(name, kernel, **(recipe or {})), kernel, limits=limits)
+        assert not self.workspaces(), "nothing is left of a failed build but its log"
+        return caught.value.failure
+
+    def workspaces(self) -> list[Path]:
+        return list((self.root.prefix / "var/cache/kmodhookd/build").glob("*"))
+
+
+def nobody(_phase: str, _fraction: float) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def bench(system: Overlay) -> Bench:
+    return Bench(system)
+
+
+@pytest.fixture(scope="module")
+def k2(bench: Bench, kernels: Kernels) -> Kernel:
+    return bench.kernel(kernels.k2.release)
+
+
+def read(path: Path) -> bytes:
+    """A file of /proc, which may be gone."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

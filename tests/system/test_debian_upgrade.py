@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A Debian on which install.sh has run: kernels come, go and lack their headers, through apt and by hand."""
+
+import subprocess
+import time
+
+import pytest
+from bed import wanted
+from bed.kernels import Kernel, Kernels, unpacked
+from bed.machine import Machine
+
+pytestmark = pytest.mark.system
+
+MODULES = ("acpi_call", "bbswitch", "v4l2loopback")
+PACKAGES = ("acpi-call-dkms", "bbswitch-dkms", "v4l2loopback-dkms")
+
+
+@pytest.fixture(scope="module")
+def debian(installed_machine: Machine) -> Machine:
+    """The machine with three sources in /usr/src, one of them a link to /opt."""
+    for package in PACKAGES:
+        wanted.put_source(installed_machine, package, behind_link=package == "bbswitch-dkms")
+    return installed_machine
+
+
+def assert_served(machine: Machine, kernel: Kernel) -> None:
+    assert wanted.built_modules(machine, kernel.release) == sorted(MODULES)
+    listed = wanted.indexed(machine, kernel.release)
+    for module in MODULES:
+        assert wanted.vermagic(machine, kernel.release, module).split()[0] == kernel.release
+        assert module in listed
+
+
+class TestThroughApt:
+    """One machine, transaction after transaction, as it happens over months."""
+
+    def test_kernel_with_headers_is_served_when_apt_returns(self, debian: Machine, kernels: Kernels) -> None:
+        said = wanted.apt(debian, "install", kernels.k1.image, kernels.k1.headers)
+        assert_served(debian, kernels.k1)
+        assert "v4l2loopback" in said.split("Processing triggers")[0], "no progress was printed"
+        summary = said[said.rindex("kmodhookd: ") :]
+        assert kernels.k1.release in summary
+        assert "W: kmodhookd" not in said
+
+    def test_kernel_without_headers_is_warned_of_by_name(self, debian: Machine, kernels: Kernels) -> None:
+        rt = kernels.rt2
+        debian.spawn("exec busctl monitor --match \"member='HeadersMissing'\" >/root/heard 2>&1")
+        time.sleep(1)
+        said = wanted.apt(debian, "install", rt.image)
+        warning = said[said.index("W: kmodhookd") :]
+        for word in (rt.release, "rt-amd64", *(package.removesuffix("-dkms") for package in PACKAGES), rt.headers):
+            assert word in warning, f"{word} is not in the warning:\n{warning}"
+        assert f"apt-get install {rt.headers}" in warning or f"apt install {rt.headers}" in warning
+        assert wanted.bus_property(debian, "MissingHeaders") == (f'a(sss) 1 "{rt.release}" "rt-amd64" "{rt.headers}"')
+        wanted.settle(debian)
+        debian.run("pkill -x busctl")
+        heard = debian.path("/root/heard").read_text()
+        assert heard.count("Member=HeadersMissing") == 1
+        assert rt.headers in heard
+        journal = debian.journal("--output=json", f"KMODHOOKD_KERNEL={rt.release}")
+        assert rt.headers in journal
+        assert "MESSAGE_ID" in journal
+
+    def test_headers_that_come_later_are_enough(self, debian: Machine, kernels: Kernels) -> None:
+        said = wanted.apt(debian, "install", kernels.rt2.headers)
+        assert_served(debian, kernels.rt2)
+        assert "W: kmodhookd" not in said
+        assert wanted.bus_property(debian, "MissingHeaders") == "a(sss) 0"
+
+    def test_headers_alone_wait_for_their_kernel(self, debian: Machine, kernels: Kernels) -> None:
+        cloud = kernels.cloud2
+        wanted.apt(debian, "install", cloud.headers)
+        wanted.settle(debian)
+        assert wanted.states(debian)["acpi-call", cloud.release] == "waiting-kernel"
+        tree = debian.path("/usr/lib/modules") / cloud.release
+        assert sorted(entry.name for entry in tree.iterdir()) == ["build", "source"]
+        said = wanted.apt(debian, "install", cloud.image)
+        # The cloud kernel has no V4L2, and v4l2loopback's dkms.conf says that it needs it.
+        assert wanted.built_modules(debian, cloud.release) == ["acpi_call", "bbswitch"]
+        assert wanted.states(debian)["v4l2loopback", cloud.release] == "excluded"
+        assert "W: kmodhookd" not in said
+
+    def test_both_in_one_transaction_print_no_warning(self, debian: Machine, kernels: Kernels) -> None:
+        said = wanted.apt(debian, "install", kernels.k2.image, kernels.k2.headers)
+        assert "W: kmodhookd" not in said
+        assert_served(debian, kernels.k2)
+
+    def test_initramfs_has_the_module_it_should_hold(self, debian: Machine, kernels: Kernels) -> None:
+        debian.path("/etc/initramfs-tools/modules").write_text("v4l2loopback\n")
+        wanted.apt(debian, "install", "--reinstall", kernels.k2.image)
+        listed = debian.run(["lsinitramfs", f"/boot/initrd.img-{kernels.k2.release}"]).stdout
+        assert "/updates/dkms/v4l2loopback.ko" in listed
+
+    def test_removed_kernel_leaves_nothing(self, debian: Machine, kernels: Kernels) -> None:
+        wanted.apt(debian, "purge", kernels.k1.image, kernels.k1.headers)
+        wanted.settle(debian)
+        assert not (debian.path("/usr/lib/modules") / kernels.k1.release).exists()
+        left = debian.run(["find", "/var/lib/dkms", "/var/lib/kmodhookd", "-name", f"*{kernels.k1.release}*"]).stdout
+        assert left == ""
+        assert_served(debian, kernels.k2)
+
+
+class TestPeoplesWord:
+    """What a person takes away stays away; what merely cannot be seen is not taken away."""
+
+    def test_uninstall_and_remove_are_not_undone(self, debian: Machine, kernels: Kernels) -> None:
+        release = kernels.k2.release
+        debian.run(["kmodhookctl", "uninstall", "acpi-call", "-k", release])
+        debian.run(["kmodhookctl", "remove", "bbswitch"])
+        for _ in range(2):
+            wanted.settle(debian)
+            assert wanted.built_modules(debian, release) == ["v4l2loopback"]
+            debian.run(["systemctl", "restart", "kmodhookd"])
+        assert wanted.states(debian)["bbswitch", release] == "excluded"
+        debian.run(["kmodhookctl", "install", "bbswitch"])
+        debian.run(["kmodhookctl", "install", "acpi-call", "-k", release])
+        wanted.settle(debian)
+        assert_served(debian, kernels.k2)
+
+    def test_a_source_that_is_not_mounted_removes_nothing(self, debian: Machine, kernels: Kernels) -> None:
+        debian.run(["mount", "-t", "tmpfs", "none", "/usr/src"])
+        try:
+            wanted.settle(debian)
+            assert wanted.built_modules(debian, kernels.k2.release) == sorted(MODULES)
+        finally:
+            debian.run(["umount", "/usr/src"])
+        wanted.settle(debian)
+        assert_served(debian, kernels.k2)
+
+
+class TestByHand:
+    """No package manager: a tree is copied in, slowly, and served."""
+
+    def test_copied_kernel_is_served(self, debian: Machine, kernels: Kernels) -> None:
+        kernel = kernels.k0
+        image = unpacked(kernel.image)
+        for source, target in (
+            (image / "lib/modules" / kernel.release, f"/usr/lib/modules/{kernel.release}"),
+            (image / "boot" / f"vmlinuz-{kernel.release}", f"/boot/vmlinuz-{kernel.release}"),
+        ):
+            subprocess.run(["cp", "-r", source, debian.path(target)], check=True)
+        release = kernel.release
+        debian.wait_until(
+            lambda: wanted.states(debian).get(("v4l2loopback", release)) == "waiting-headers", "the kernel was not seen"
+        )
+        self._copy_slowly(debian, kernel)
+        copied = time.monotonic()
+        tree = debian.path("/usr/lib/modules") / release
+        debian.wait_until(
+            lambda: wanted.built_modules(debian, release) == sorted(MODULES) and (tree / "modules.dep").exists(),
+            "the modules did not come",
+            timeout=90,
+        )
+        assert time.monotonic() - copied < 90
+        wanted.settle(debian)
+        assert_served(debian, kernel)
+
+    def _copy_slowly(self, debian: Machine, kernel: Kernel) -> None:
+        """Headers, directory by directory, with pauses longer than the daemon's patience for one event."""
+        common = unpacked(kernel.common) / "usr/src" / kernel.common
+        flavour = unpacked(kernel.headers) / "usr/src" / kernel.headers
+        link = debian.path("/usr/lib/modules") / kernel.release / "build"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"/usr/src/{kernel.headers}")
+        for tree in (flavour, common):
+            target = debian.path("/usr/src") / tree.name
+            target.mkdir()
+            for entry in sorted(tree.iterdir()):
+                subprocess.run(["cp", "-r", entry, target / entry.name], check=True)
+                time.sleep(1.2)
+
+
+class TestTrouble:
+    """One thing that is broken disturbs nothing else, and is explained."""
+
+    def test_broken_sources_are_explained_and_alone(self, debian: Machine, kernels: Kernels) -> None:
+        release = kernels.k2.release
+        wanted.write_source(debian, "nonsense-1.0", {"dkms.conf": 'PACKAGE_NAME="nonsense\nif then fi\n'})
+        wanted.tiny_source(debian, "wontbuild", body="int x = undeclared_thing;")
+        wanted.tiny_source(debian, "sound")
+        wanted.settle(debian)
+        states = wanted.states(debian)
+        assert states["nonsense", release] == "broken"
+        assert states["wontbuild", release] == "failed"
+        assert states["sound", release] == "installed"
+        assert states["v4l2loopback", release] == "installed"
+        told = debian.run(["kmodhookctl", "explain", "wontbuild", "-k", release]).stdout
+        assert "undeclared_thing" in told
+        told = debian.run(["kmodhookctl", "explain", "nonsense", "-k", release]).stdout
+        assert "dkms.conf" in told
+        log = debian.run(["kmodhookctl", "log", "wontbuild", "-k", release]).stdout
+        assert "undeclared_thing" in log
+        attempts = log.count("make.log")
+        wanted.settle(debian)
+        assert debian.run(["kmodhookctl", "log", "wontbuild", "-k", release]).stdout.count("make.log") == attempts
+
+    def test_a_mended_source_is_built_by_itself(self, debian: Machine, kernels: Kernels) -> None:
+        source = debian.path("/usr/src/wontbuild-1.0/wontbuild.c")
+        source.write_text(source.read_text().replace("undeclared_thing", "3"))
+        release = kernels.k2.release
+        debian.wait_until(
+            lambda: wanted.states(debian)["wontbuild", release] == "installed", "it was not built again", timeout=60
+        )
+
+    def test_a_deleted_module_comes_back(self, debian: Machine, kernels: Kernels) -> None:
+        release = kernels.k2.release
+        (debian.path("/usr/lib/modules") / release / "updates/dkms/sound.ko").unlink()
+        debian.wait_until(lambda: "sound" in wanted.built_modules(debian, release), "it was not put back", timeout=60)

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real pacman: on a booted machine, chrooted beside a bus that serves another root, with no bus, with no Python."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bed import installed, wanted
+from bed.kernels import Kernel, Kernels
+from bed.machine import Machine
+from bed.overlay import Overlay
+from bed.pacman import headers_package, kernel_package, publish
+from bed.wheels import wheel_dir
+
+pytestmark = pytest.mark.system
+
+
+MODULE = "updates/dkms/v4l2loopback.ko"
+CHROOT = "/mnt/arch"
+
+
+@pytest.fixture(scope="module")
+def arch_layers() -> list[Path]:
+    """The layers of an Arch look-alike with this checkout installed by install.sh."""
+    return installed.installed_stack("pacman")
+
+
+@pytest.fixture(scope="module")
+def arch(arch_layers: list[Path], other: Overlay) -> Iterator[Machine]:
+    """It, booted, with one source in place and another of its kind in a directory."""
+    with Machine("pacman", layers=arch_layers, binds=[wheel_dir()], mounts={other.root: CHROOT}) as machine:
+        wanted.put_source(machine, "v4l2loopback-dkms")
+        yield machine
+
+
+def pacman(machine: Machine, *words: str) -> str:
+    """A transaction; what it printed. It must not fail."""
+    return machine.run(["sh", "-c", 'pacman --noconfirm "$@" 2>&1', "sh", *words], timeout=900).stdout
+
+
+def assert_served(machine: Machine, kernel: Kernel) -> None:
+    assert wanted.built_modules(machine, kernel.release) == ["v4l2loopback"]
+    assert wanted.vermagic(machine, kernel.release, "v4l2loopback").split()[0] == kernel.release
+    assert "v4l2loopback" in wanted.indexed(machine, kernel.release)
+
+
+def after_all(said: str) -> str:
+    """What a transaction printed in its last hook."""
+    return said[said.rindex("Checking out-of-tree kernel modules") :]
+
+
+def initramfs_runs(machine: wanted.Place, release: str) -> list[str]:
+    """The lines of the log of mkinitcpio's stand-in for a kernel: which modules each image got."""
+    log = machine.path("/var/log/mkinitcpio.log")
+    return [line for line in log.read_text().splitlines() if line.split()[1] == release]
+
+
+def test_kernel_and_headers_then_mkinitcpio(arch: Machine, kernels: Kernels) -> None:
+    publish(arch, kernel_package("linux", kernels.k1), headers_package("linux", kernels.k1))
+    said = pacman(arch, "-S", "linux", "linux-headers")
+    assert_served(arch, kernels.k1)
+    assert "WARNING" not in said
+    assert kernels.k1.release in after_all(said)
+    assert MODULE in initramfs_runs(arch, kernels.k1.release)[-1]
+
+
+def test_second_flavour_without_headers_is_warned_of_last(arch: Machine, kernels: Kernels) -> None:
+    rt = kernels.rt1
+    publish(arch, kernel_package("linux-lts", rt))
+    said = pacman(arch, "-S", "linux-lts")
+    last = after_all(said)
+    assert "==> WARNING" in last
+    for word in (rt.release, "linux-lts-headers", "v4l2loopback", "pacman -S linux-lts-headers"):
+        assert word in last, f"{word} is not in:\n{last}"
+    assert wanted.bus_property(arch, "MissingHeaders") == f'a(sss) 1 "{rt.release}" "lts" "linux-lts-headers"'
+
+
+def test_its_headers_build_and_the_initramfs_is_made_again(arch: Machine, kernels: Kernels) -> None:
+    rt = kernels.rt1
+    publish(arch, headers_package("linux-lts", rt))
+    said = pacman(arch, "-S", "linux-lts-headers")
+    assert_served(arch, rt)
+    assert "WARNING" not in said
+    wanted.settle(arch)
+    assert MODULE in initramfs_runs(arch, rt.release)[-1]
+
+
+def test_upgrade_replaces_the_kernel_and_leaves_nothing_of_the_old(arch: Machine, kernels: Kernels) -> None:
+    publish(arch, kernel_package("linux", kernels.k2), headers_package("linux", kernels.k2))
+    said = pacman(arch, "-Su")
+    assert_served(arch, kernels.k2)
+    assert "WARNING" not in said
+    wanted.settle(arch)
+    assert not (arch.path("/usr/lib/modules") / kernels.k1.release).exists()
+    assert_served(arch, kernels.rt1)
+
+
+def test_removed_kernel_leaves_nothing_not_even_headers_alone_keep_our_files(arch: Machine, kernels: Kernels) -> None:
+    rt = kernels.rt1
+    said = pacman(arch, "-R", "linux-lts")
+    assert "WARNING" not in said
+    wanted.settle(arch)
+    assert wanted.built_modules(arch, rt.release) == []
+    assert wanted.states(arch)["v4l2loopback", rt.release] == "waiting-kernel"
+    pacman(arch, "-R", "linux-lts-headers")
+    wanted.settle(arch)
+    assert not (arch.path("/usr/lib/modules") / rt.release).exists()
+    assert not list(arch.path("/var/lib/dkms/v4l2loopback").glob(f"*{rt.release}*"))
+
+
+# --- other roots ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(arch_layers: list[Path]) -> Iterator[Overlay]:
+    """A second Arch, which the machine has mounted at CHROOT."""
+    with Overlay(arch_layers, name="pacman-chroot", chroot=False) as root:
+        wanted.put_source(root, "v4l2loopback-dkms")
+        yield root
+
+
+def pacman_in_chroot(machine: Machine, *words: str) -> str:
+    return machine.run(["sh", "-c", f'chroot {CHROOT} pacman --noconfirm "$@" 2>&1', "sh", *words], timeout=300).stdout
+
+
+def offer(machine: Machine, other: Overlay, *packages: Path) -> None:
+    """Put packages into the repository of the root that is mounted at CHROOT."""
+    names = [package.name.partition("@")[2] for package in packages]
+    for name, package in zip(names, packages, strict=True):
+        shutil.copyfile(package, other.path(f"/srv/repo/{name}"))
+    machine.run(f"chroot {CHROOT} sh -c 'cd /srv/repo && repo-add -q bed.db.tar {' '.join(names)} && pacman -Sy'")
+
+
+def test_chrooted_with_the_hosts_run_and_bus_in_sight(arch: Machine, other: Overlay, kernels: Kernels) -> None:
+    """As arch-chroot has it: the work is done in the chroot; the daemon and the files outside are left alone."""
+    rt = kernels.rt1
+    arch.run(
+        f"mount -t proc proc {CHROOT}/proc && mount --rbind /dev {CHROOT}/dev && mount --rbind /sys {CHROOT}/sys"
+        f" && mount --bind /run {CHROOT}/run"
+    )
+    before = wanted.bus_property(arch, "Pass"), arch.path("/var/log/mkinitcpio.log").read_text()
+    offer(arch, other, kernel_package("linux-lts", rt), headers_package("linux-lts", rt))
+    said = pacman_in_chroot(arch, "-S", "linux-lts")
+    assert f"==> WARNING: {rt.release} (lts) has no headers" in after_all(said)
+    said = pacman_in_chroot(arch, "-S", "linux-lts-headers")
+    assert f"==> {rt.release}: 1 module ready" in after_all(said), said
+    assert wanted.built_modules(other, rt.release) == ["v4l2loopback"]
+    assert initramfs_runs(other, rt.release) == [f"linux-lts {rt.release}", f"linux-lts {rt.release} {MODULE}"]
+    assert (wanted.bus_property(arch, "Pass"), arch.path("/var/log/mkinitcpio.log").read_text()) == before
+    assert not (arch.path("/usr/lib/modules") / rt.release).exists()
+
+
+def test_new_root_with_no_bus(arch: Machine, other: Overlay, kernels: Kernels) -> None:
+    """As pacstrap has it: pacman outside, its hooks chrooted. One initramfs is made, with the module in it."""
+    arch.run(f"umount -l {CHROOT}/run {CHROOT}/sys")
+    new = kernels.k1
+    offer(arch, other, kernel_package("linux", new), headers_package("linux", new))
+    options = f"--root {CHROOT} --config {CHROOT}/etc/pacman.conf --cachedir {CHROOT}/var/cache/pacman/pkg"
+    arch.run(f"mount --bind {CHROOT}/srv/repo /srv/repo")
+    said = pacman(arch, *options.split(), "-S", "linux", "linux-headers")
+    arch.run("umount /srv/repo")
+    assert f"==> {new.release}: 1 module ready" in after_all(said)
+    assert wanted.built_modules(other, new.release) == ["v4l2loopback"]
+    assert initramfs_runs(other, new.release) == [f"linux {new.release} {MODULE}"]
+
+
+def test_broken_python_costs_a_note_and_nothing_else(arch: Machine, other: Overlay, kernels: Kernels) -> None:
+    new = kernels.k2
+    python = other.path("/usr/bin/python3")
+    target = python.readlink()
+    python.unlink()
+    python.write_text("#!/bin/sh\necho 'ImportError: libpython' >&2\nexit 1\n")
+    python.chmod(0o755)
+    offer(arch, other, kernel_package("linux", new), headers_package("linux", new))
+    begun = time.monotonic()
+    said = pacman_in_chroot(arch, "-Su")
+    assert time.monotonic() - begun < 60
+    assert "ImportError" not in said
+    assert "==> WARNING: out-of-tree modules were not looked after" in after_all(said)
+    assert [note.read_text() for note in other.path("/var/lib/kmodhookd/notes").glob("alpm-targets-*")]
+    assert len(initramfs_runs(other, new.release)) == 1
+    python.unlink()
+    python.symlink_to(target)
+    arch.run(f"chroot {CHROOT} kmodhookd --once")
+    assert wanted.built_modules(other, new.release) == ["v4l2loopback"]
+    assert MODULE in initramfs_runs(other, new.release)[-1]
+    assert not (other.path("/usr/lib/modules") / kernels.k1.release).exists()

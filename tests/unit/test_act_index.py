@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""depmod, initramfs and the root scripts: what is run, when, and what comes of it."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import modules
+import pytest
+import trees
+
+from kmodhookd.act import initramfs, journal, scripts
+from kmodhookd.act.depmod import depmod
+from kmodhookd.errors import Fault
+from kmodhookd.model import Headers, HeadersState, InstalledFile, Kernel, Recipe, Record
+from kmodhookd.observe import decisions, families
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+
+K = "6.1.0-56-amd64"
+TREE = f"/usr/lib/modules/{K}"
+KERNEL = Kernel(release=K, tree=TREE, arch="x86_64", headers=Headers(state=HeadersState.PRESENT))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """A kernel with one module of its own and one of ours, indexed by this machine's depmod."""
+    made = trees.make(tmp_path, {**trees.DEBIAN, **trees.kernel(K), "/lib": trees.Link("usr/lib")})
+    (tmp_path / f"{TREE}/updates/dkms".strip("/")).mkdir(parents=True)
+    modules.build(tmp_path / f"{TREE}/kernel/drivers/net/dummy.ko".strip("/"), info={"depends": ""})
+    modules.build(tmp_path / f"{TREE}/updates/dkms/tiny_one.ko".strip("/"), info={"depends": ""})
+    return made
+
+
+def tree(root: Root) -> Path:
+    return root.prefix / TREE.strip("/")
+
+
+def test_the_index_is_made(root: Root) -> None:
+    journal.owe_index(root, K)
+    depmod(root, K)
+    assert "updates/dkms/tiny_one.ko" in (tree(root) / "modules.dep").read_text()
+    assert not journal.indexes_owed(root)
+
+
+def test_somebody_s_broken_module_does_not_keep_ours_out(root: Root) -> None:
+    (tree(root) / "kernel/bad.ko").write_bytes(b"x" * 100)
+    depmod(root, K)
+    assert "updates/dkms/tiny_one.ko" in (tree(root) / "modules.dep").read_text()
+
+
+def test_headers_alone_get_no_index(root: Root) -> None:
+    """A modules.dep there would make it look like a kernel."""
+    shutil.rmtree(tree(root) / "kernel")
+    for name in ("modules.order", "modules.builtin"):
+        (tree(root) / name).unlink()
+    journal.owe_index(root, K)
+    depmod(root, K)
+    assert not (tree(root) / "modules.dep").exists()
+    assert not journal.indexes_owed(root)
+
+
+def test_a_depmod_that_was_killed_leaves_nothing(root: Root) -> None:
+    (tree(root) / "modules.dep.4711.1.2").touch()
+    (tree(root) / "modules.notes").touch()
+    depmod(root, K)
+    assert not list(tree(root).glob("modules.dep.4*")) and (tree(root) / "modules.notes").exists()
+
+
+@pytest.fixture
+def full(root: Root) -> Iterator[str]:
+    """The kernel's tree on a file system without room, with the index of before."""
+    depmod(root, K)
+    held = root.prefix / "held"
+    shutil.copytree(tree(root), held)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", tree(root)], check=True)
+    try:
+        shutil.copytree(held, tree(root), dirs_exist_ok=True)
+        before = (tree(root) / "modules.dep").read_text()
+        modules.build(tree(root) / "updates/dkms/tiny_two.ko", name="tiny_two", info={"depends": ""})
+        with (tree(root) / "filler").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+            except OSError:
+                pass
+        yield before
+    finally:
+        subprocess.run(["umount", tree(root)], check=True)
+
+
+def test_a_full_disk_keeps_the_old_index_and_is_said(root: Root, full: str) -> None:
+    with pytest.raises(Fault, match="index"):
+        depmod(root, K)
+    assert (tree(root) / "modules.dep").read_text() == full
+
+
+# --- initramfs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(root: Root) -> Root:
+    """The same with a record of ours, an initramfs older than it, and tools (scripts) that list and make one."""
+    place = f"{TREE}/updates/dkms/tiny_one.ko"
+    names = {"module": "tiny", "version": "1", "kernel": K, "arch": "x86_64", "fingerprint": ""}
+    files = (InstalledFile(path=place, sha256="0"),)
+    decisions.save_record(root, Record.model_validate({**names, "files": files}))
+    image = root.prefix / f"boot/initrd.img-{K}"
+    image.write_text("old")
+    os.utime(image, (time.time() - 100,) * 2)
+    for directory in ("usr/bin", "usr/sbin", "bin"):
+        (root.prefix / directory).mkdir(parents=True, exist_ok=True)
+    for program in ("/bin/sh", "/bin/cat", "/bin/touch"):
+        _copy_program(root, program)
+    tool(root, "lsinitramfs", "cat /listing")
+    tool(root, "update-initramfs", f'echo "$@" > /asked; [ ! -e /broken ] || exit 3; touch /boot/initrd.img-{K}')
+    listing(root, "usr/lib/modules/x/kernel/fs/ext4.ko")
+    return root
+
+
+def _copy_program(root: Root, program: str) -> None:
+    real = os.path.realpath(program)
+    shutil.copy(real, root.prefix / program.strip("/"))
+    said = subprocess.run(["ldd", real], capture_output=True, text=True, check=True).stdout
+    for library in [word for word in said.split() if word.startswith("/")]:
+        target = root.prefix / library.strip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(os.path.realpath(library), target)
+
+
+def tool(root: Root, name: str, script: str) -> None:
+    path = root.prefix / "usr/bin" / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def listing(root: Root, *names: str) -> None:
+    (root.prefix / "listing").write_text("\n".join(names) + "\n")
+
+
+def due(root: Root) -> bool:
+    return initramfs.due(root, families.detect(root), KERNEL)
+
+
+def test_it_is_due_when_it_holds_one_of_ours(served: Root) -> None:
+    assert not due(served)
+    listing(served, "usr/lib/modules/x/kernel/drivers/tiny-one.ko.xz")
+    assert due(served)
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("/etc/initramfs-tools/modules", "# comment\n tiny_one option=1\n"),
+        ("/etc/mkinitcpio.conf", "MODULES=(ext4 tiny-one)\n"),
+        ("/etc/dracut.conf.d/x.conf", 'add_drivers+=" ext4 tiny_one "\n'),
+    ],
+)
+def test_it_is_due_when_it_should_hold_one(served: Root, place: str, text: str) -> None:
+    trees.make(served.prefix, {place: text})
+    assert due(served)
+
+
+def test_it_is_not_due_when_it_is_newer(served: Root) -> None:
+    listing(served, "usr/lib/modules/x/updates/dkms/tiny_one.ko")
+    os.utime(served.prefix / f"boot/initrd.img-{K}", (time.time() + 5,) * 2)
+    assert not due(served)
+
+
+def test_it_is_not_due_when_there_is_none(served: Root) -> None:
+    (served.prefix / f"boot/initrd.img-{K}").unlink()
+    assert not due(served)
+
+
+def test_it_is_made_for_exactly_that_kernel(served: Root) -> None:
+    initramfs.remake(served, families.detect(served), KERNEL)
+    assert (served.prefix / "asked").read_text() == f"-u -k {K}\n"
+
+
+def test_a_tool_that_fails_or_does_nothing_is_said(served: Root) -> None:
+    (served.prefix / "broken").touch()
+    with pytest.raises(Fault, match="exit status 3"):
+        initramfs.remake(served, families.detect(served), KERNEL)
+    tool(served, "update-initramfs", "exit 0")
+    with pytest.raises(Fault, match="still the old"):
+        initramfs.remake(served, families.detect(served), KERNEL)
+
+
+# --- scripts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted(served: Root) -> Root:
+    source = served.prefix / "usr/src/tiny-1/scripts"
+    source.mkdir(parents=True)
+    (source / "go").write_text(
+        '#!/bin/sh\necho "$PWD $@ $module $module_version $kernelver $arch" > /said\nexit ${2:-0}\n'
+    )
+    (source / "go").chmod(0o755)
+    tree_of_dkms = served.prefix / "var/lib/dkms/tiny/1"
+    tree_of_dkms.mkdir(parents=True)
+    (tree_of_dkms / "source").symlink_to("/usr/src/tiny-1")
+    return served
+
+
+def recipe(text: str) -> Recipe:
+    return Recipe(module="tiny", version="1", kernel=K, arch="x86_64", post_install=text)
+
+
+def test_a_script_runs_in_its_source_with_dkms_s_environment(scripted: Root) -> None:
+    assert scripts.run_script(scripted, Settings(), recipe("scripts/go a"), "post_install") == ""
+    assert (scripted.prefix / "said").read_text() == f"/var/lib/dkms/tiny/1/source a tiny 1 {K} x86_64\n"
+
+
+def test_a_failing_script_is_a_fault_with_a_log(scripted: Root) -> None:
+    with pytest.raises(Fault, match="exit status 5") as caught:
+        scripts.run_script(scripted, Settings(), recipe("scripts/go a 5"), "post_install")
+    assert scripted.resolve(caught.value.hint.removeprefix("see ")).read_text().startswith("# post_install for kernel")
+
+
+def test_one_that_cannot_be_run_is_said(scripted: Root) -> None:
+    assert "not executable" in scripts.run_script(scripted, Settings(), recipe("nothing"), "post_install")
+    assert scripts.run_script(scripted, Settings(), recipe(""), "post_install") == ""
+
+
+def test_an_administrator_s_script_takes_its_place(scripted: Root) -> None:
+    trees.make(scripted.prefix, {"/etc/dkms/tiny/scripts/go": "#!/bin/sh\necho mine > /said\n"})
+    (scripted.prefix / "etc/dkms/tiny/scripts/go").chmod(0o755)
+    scripts.run_script(scripted, Settings(), recipe("scripts/go"), "post_install")
+    assert (scripted.prefix / "said").read_text() == "mine\n"

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Small inventories for tests of the planner, and a way to carry a plan out on paper."""
+
+from kmodhookd.model import (
+    Action,
+    ActionKind,
+    Artifact,
+    Headers,
+    HeadersState,
+    InstalledFile,
+    Inventory,
+    Kernel,
+    Placement,
+    Recipe,
+    Record,
+    Source,
+)
+
+NOW = 1_000_000.0
+
+
+def kernel(release: str, headers: HeadersState = HeadersState.PRESENT, **fields: object) -> Kernel:
+    made = Headers(
+        state=headers,
+        package=f"linux-headers-{release}",
+        command=f"apt-get install linux-headers-{release}",
+        fingerprint="h1" if headers is HeadersState.PRESENT else "",
+    )
+    base = {"release": release, "tree": f"/usr/lib/modules/{release}", "arch": "x86_64", "headers": made}
+    return Kernel.model_validate({**base, **fields})
+
+
+def source(module: str, version: str = "1.0", **fields: object) -> Source:
+    path = f"/usr/src/{module}-{version}"
+    base = {"module": module, "version": version, "path": path, "directory": path, "registered": True}
+    return Source.model_validate({**base, "fingerprint": f"{module}{version}", **fields})
+
+
+def placement(of: Source, on: Kernel, **fields: object) -> Placement:
+    cell = {"module": of.module, "version": of.version, "kernel": on.release, "arch": on.arch}
+    recipe = fields.pop("recipe", None) or Recipe.model_validate({**cell, "autoinstall": True})
+    problem = {"recipe": None, "problem": of.problem} if of.problem else {"recipe": recipe}
+    there = of.fingerprint and on.headers.fingerprint
+    fingerprint = f"{of.fingerprint}+{on.headers.fingerprint}" if there else ""
+    return Placement.model_validate({**cell, **problem, "fingerprint": fingerprint, **fields})
+
+
+def installed(base: Placement, **fields: object) -> Placement:
+    """The placement with its module built and installed by us from the inputs as they are."""
+    path = f"/usr/lib/modules/{base.kernel}/updates/dkms/{base.module}.ko"
+    artifact = Artifact(path=path, module=base.module, sha256="s1")
+    record = Record(
+        module=base.module,
+        version=base.version,
+        kernel=base.kernel,
+        arch=base.arch,
+        fingerprint=base.fingerprint,
+        installed_fingerprint=base.fingerprint,
+        files=(InstalledFile(path=path, sha256="s1"),),
+    )
+    update = {"built": True, "active": True, "stored": (artifact,), "installed": (artifact,), "record": record}
+    return base.model_copy(update={**update, **fields})
+
+
+def inventory(placements: list[Placement], kernels: list[Kernel], sources: list[Source], **fields: object) -> Inventory:
+    base = {"when": NOW, "kernels": tuple(kernels), "sources": tuple(sources), "placements": tuple(placements)}
+    return Inventory.model_validate({**base, **fields})
+
+
+def carry_out(before: Inventory, actions: tuple[Action, ...]) -> Inventory:
+    """The inventory as it is after the actions, were they all to succeed."""
+    placements = {(one.module, one.version, one.kernel): one for one in before.placements}
+    sources = {(one.module, one.version): one for one in before.sources}
+    kernels = {one.release: one for one in before.kernels}
+    for action in actions:
+        key = (action.module, action.version, action.kernel)
+        match action.kind:
+            case ActionKind.ADD:
+                found = sources[action.module, action.version]
+                sources[action.module, action.version] = found.model_copy(update={"registered": True})
+            case ActionKind.BUILD:
+                pass
+            case ActionKind.INSTALL:
+                placements[key] = installed(placements[key])
+            case ActionKind.UNINSTALL:
+                gone = {"installed": (), "record": None, "active": False}
+                placements[key] = placements[key].model_copy(update=gone)
+            case ActionKind.UNBUILD:
+                placements[key] = placements[key].model_copy(update={"built": False, "stored": ()})
+            case ActionKind.REMOVE:
+                del sources[action.module, action.version]
+                for other in [one for one in placements if one[:2] == (action.module, action.version)]:
+                    del placements[other]
+            case ActionKind.CLEAN:
+                kernels.pop(action.kernel, None)
+                for other in [one for one in placements if one[2] == action.kernel]:
+                    del placements[other]
+    return before.model_copy(
+        update={
+            "placements": tuple(placements.values()),
+            "sources": tuple(sources.values()),
+            "kernels": tuple(kernels.values()),
+        }
+    )
