@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -60,6 +60,38 @@ class Policy(_Section):
     ignore_modules: tuple[str, ...] = Field((), description="shell patterns of module names to leave alone")
 
 
+class Dkms(_Section):
+    """What DKMS's framework.conf says beside its trees (dkms.8); `observe.framework` reads it."""
+
+    tmp_location: str = ""
+    verbose: bool = False
+    symlink_modules: bool = False  # install links into the DKMS tree instead of copies
+    autoinstall_all_kernels: bool = False  # of `common.postinst` only
+    modprobe_on_install: bool = False
+    parallel_jobs: int = 0  # 0 = as `build.jobs`
+    compress_gzip_opts: str = ""
+    compress_xz_opts: str = "--check=crc32 --lzma2=dict=1MiB"
+    compress_zstd_opts: str = "-q --rm -T0"
+    build_environment: str = ""  # a file of shell assignments, whose exports builds see
+    post_transaction: str = ""  # a shell command after install, uninstall, unbuild, remove
+    sign_file: str = ""
+    mok_signing_key: str = ""
+    mok_certificate: str = ""
+    try_sign_modules: Literal["true", "false", "not_in_chroot"] = "not_in_chroot"
+    continue_on_error: bool = True  # of `common.postinst` only
+
+
+class Invocation(_Section):
+    """What one call of `dkms` or `kmodhookctl` asks for beyond the files: nothing of it is remembered."""
+
+    conf: str = ""  # -c: read instead of the source's dkms.conf
+    directives: tuple[str, ...] = ()  # --directive NAME=value, after all files
+    kernel_source_dir: str = ""  # --kernelsourcedir: the headers
+    kernel_config: str = ""  # --config
+    depmod: bool = True  # --no-depmod
+    force: bool = False  # also over failing PRE_INSTALL, missing BUILD_DEPENDS and the in-tree comparison
+
+
 class Settings(BaseModel):
     """All of it, with where DKMS keeps its trees and what could not be read."""
 
@@ -72,6 +104,8 @@ class Settings(BaseModel):
     source_tree: str = "/usr/src"
     dkms_tree: str = "/var/lib/dkms"
     install_tree: str = "/usr/lib/modules"
+    dkms: Dkms = Dkms()
+    invocation: Invocation = Invocation()
     problems: tuple[str, ...] = ()
 
 
