@@ -90,6 +90,7 @@ class Invocation(_Section):
     kernel_config: str = ""  # --config
     depmod: bool = True  # --no-depmod
     force: bool = False  # also over failing PRE_INSTALL, missing BUILD_DEPENDS and the in-tree comparison
+    over_in_tree: bool = False  # --force-version-override: over the in-tree comparison alone
 
 
 class Settings(BaseModel):
