@@ -33,20 +33,25 @@ class Loaded:
     result: Result
 
 
-def add_tree(verbs: Verbs, directory: Path) -> Loaded:
-    """Copy a source tree into the source tree of the root and register it."""
+def add_tree(verbs: Verbs, directory: Path, *, again: bool = False) -> Loaded:
+    """Copy a source tree into the source tree of the root and register it.
+
+    `again`: what is registered already is left as it is, and no error.
+    """
     found = incoming.in_directory(verbs.root, verbs.settings, directory)
-    _check_new(verbs, found)
+    if not _is_new(verbs, found, again=again):
+        return Loaded(found.module, found.version, Result())
     incoming.copy_source(verbs.root, verbs.settings, found, force=verbs.settings.invocation.force)
     return Loaded(found.module, found.version, verbs.add(found.module, found.version))
 
 
-def load(verbs: Verbs, archive: Path) -> Loaded:
+def load(verbs: Verbs, archive: Path, *, again: bool = False) -> Loaded:
     """Load an archive: the source is copied and registered, builds lie in the DKMS tree as if built here."""
     root, settings = verbs.root, verbs.settings
     force = settings.invocation.force
     with incoming.unpacked(root, settings, archive) as found:
-        _check_new(verbs, found)
+        if not _is_new(verbs, found, again=again):
+            return Loaded(found.module, found.version, Result())
         if found.source is not None:
             incoming.copy_source(root, settings, found, force=force)
         elif not root.resolve(f"{settings.source_tree}/{found.module}-{found.version}").is_dir():
@@ -105,9 +110,12 @@ def pack(
     return target
 
 
-def _check_new(verbs: Verbs, found: incoming.Incoming) -> None:
-    """As DKMS: what is registered is not overwritten, unless by force."""
+def _is_new(verbs: Verbs, found: incoming.Incoming, *, again: bool) -> bool:
+    """Whether to take it. As DKMS: what is registered is not overwritten, unless by force."""
     known = dkmstree.read(verbs.root, verbs.settings).versions
-    if (found.module, found.version) in known and not verbs.settings.invocation.force:
+    if (found.module, found.version) not in known or verbs.settings.invocation.force:
+        return True
+    if not again:
         where = f"{found.module}/{found.version}"
         raise AlreadyThere("it is added already", where=where, hint="--force loads it all the same")
+    return False

@@ -15,6 +15,7 @@ class Obstacle(StrEnum):
     HEADERS = "missing-headers"
     DEPENDENCY = "missing-dependency"
     IN_TREE = "in-tree"  # the kernel's own module is the same or newer
+    KERNEL = "no-such-kernel"
     OTHER = "other"
 
 

@@ -88,12 +88,14 @@ class Verbs:
         source = _source(inventory, module, version)
         if source.problem:
             raise Fault(source.problem, where=f"{source.module}/{source.version}", hint=source.remedy)
-        placements = _placements(inventory, source, kernels)
+        known = {one.release for one in inventory.kernels}
+        placements = [one for one in _placements(inventory, source, ()) if not kernels or one.kernel in kernels]
         self._take_back(source, kernels or [""])
         older = source.version != _source(inventory, module, "").version
         asked = self._asked(install=install, force=force, by_hand=older, named=bool(kernels))
         actions = registration(source)
-        result = Result()
+        strange = [Failed(f"{one}: no such kernel", Obstacle.KERNEL, kernel=one) for one in kernels if one not in known]
+        result = Result(failed=tuple(strange))
         for placement in placements:
             more, said = wanted(inventory, placement, asked)
             actions += more
@@ -153,16 +155,21 @@ class Verbs:
 
     # --- uninstall, unbuild, remove ---------------------------------------------------------------------------------
 
-    def take_away(self, kind: DecisionKind, module: str, version: str, kernels: Sequence[str]) -> Result:
+    def take_away(
+        self, kind: DecisionKind, module: str, version: str, kernels: Sequence[str], *, strict: bool = True
+    ) -> Result:
         """`uninstall`, `unbuild` and `remove`: out of the named kernels, or all, and not to come back by itself.
 
-        A version of which nothing is built any more after `remove` is forgotten, as in DKMS.
+        A version of which nothing is built any more after `remove` is forgotten, as in DKMS. A kernel that there is not is
+        an error when `strict`.
         """
         inventory = look(self.root, self.settings)
         source = _source(inventory, module, version)
         cell = (source.module, source.version)
         orphans = [one for one in inventory.orphans if one[:2] == cell]
-        placements = _placements(inventory, source, kernels, also=[orphan[2] for orphan in orphans])
+        placements = _placements(
+            inventory, source, kernels, also=kernels if not strict else [one[2] for one in orphans]
+        )
         keep_build = kind is DecisionKind.UNINSTALLED
         actions = [action for one in placements for action in removal(one, kind, keep_build=keep_build)]
         named = [orphan for orphan in orphans if not kernels or orphan[2] in kernels]
