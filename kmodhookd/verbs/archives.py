@@ -81,20 +81,20 @@ def pack(
     settings: Settings,
     module: str,
     version: str,
-    kernels: Sequence[dkmstree.Target] | None,
+    kernels: Sequence[dkmstree.Target],
     *,
     archive: str = "",
     source_only: bool = False,
     binaries_only: bool = False,
 ) -> Path:
-    """Make a tarball of a registered version and what is built of it for kernels (None: for all); where it is.
+    """Make a tarball of a registered version and what is built of it for kernels; where it is.
 
     `archive` is a name, or a path from the current directory.
     """
     entry = dkmstree.read(root, settings).versions.get((module, version))
     if entry is None:
         raise NotFound("no such module is added", where=f"{module}/{version}", hint="dkms status lists those there are")
-    targets = sorted(entry.built) if kernels is None else list(kernels)
+    targets = list(kernels)
     missing = [target for target in targets if target not in entry.built]
     if missing and not source_only:
         raise NotBuilt(f"nothing is built for {missing[0][0]} ({missing[0][1]})", where=f"{module}/{version}")
