@@ -15,7 +15,7 @@ from bed.wanted import tiny_source, vermagic
 
 from kmodhookd import engine
 from kmodhookd.act.controls import Controls
-from kmodhookd.cli import dkms
+from kmodhookd.cli import dkms, main
 from kmodhookd.observe import decisions
 from kmodhookd.protocol import Request
 from kmodhookd.root import Root
@@ -259,6 +259,26 @@ def test_sources_from_elsewhere(site: Site, tmp_path: Path) -> None:
     assert site.agreed("given") == [site.line("given", site.k1, "installed")]
     (elsewhere / "dkms.conf").write_text('PACKAGE_NAME="given"\n')
     assert site.ours("add", str(elsewhere)) == 10
+
+
+def test_the_same_by_kmodhookctl(site: Site, tmp_path: Path) -> None:
+    tiny_source(site.overlay, "ctl")
+    where = ("--root", str(site.root.prefix))
+
+    def ctl(*words: str) -> int:
+        return main.main([*words, *where])
+
+    assert ctl("install", "ctl/1.0", "-k", site.k1, "-k", "6.0-none") == 1
+    assert ctl("install", "ctl/1.0", "-k", "6.0-none") == 3
+    assert ctl("match", "ctl", "--templatekernel", site.k1, "-k", site.k2) == 0
+    assert len(site.agreed("ctl")) == 2
+    archive = tmp_path / "ctl.tar.zst"
+    assert ctl("mktarball", "ctl/1.0", "-k", site.k2, "--archive", str(archive)) == 0
+    assert ctl("remove", "ctl/1.0") == 0
+    shutil.rmtree(site.overlay.path("/usr/src/ctl-1.0"))
+    assert ctl("ldtarball", str(archive)) == 0
+    assert site.agreed("ctl") == [site.line("ctl", site.k2, "built")]
+    assert ctl("ldtarball", str(archive)) == 3
 
 
 # --- what can go wrong ------------------------------------------------------------------------------------------------
