@@ -137,7 +137,7 @@ def test_any_archive_with_a_conf(root: Root, tmp_path: Path) -> None:
         pass
     for text in ("", 'PACKAGE_NAME="foo"\n', CONF.replace("1.0", "../../etc"), "PACKAGE_NAME=$(\n"):
         with (
-            pytest.raises(Fault),
+            pytest.raises(incoming.BadConf),
             incoming.unpacked(root, SETTINGS, archive(tmp_path, member("dkms.conf", text))),
         ):
             pass

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import trees
+from dkmstrees import CONF, TREE, built, installed, version
 
+from kmodhookd import engine
 from kmodhookd.cli import dkms, dkmsstatus
 from kmodhookd.cli.dkmsargs import VERBS, Refused, parse
 from kmodhookd.cli.dkmsverbs import CODES, _worst
 from kmodhookd.cli.options import settings_for
 from kmodhookd.model import FailureClass, InstalledFile, Record
 from kmodhookd.observe import decisions, dkmsbash
+from kmodhookd.protocol import Request
 from kmodhookd.root import Root
+from kmodhookd.settings import Settings
 
 K1, K2 = "6.1.0-1-amd64", "6.1.0-2-amd64"
 
@@ -173,34 +177,32 @@ def test_options_reach_the_engine(here: Path) -> None:
         assert settings_for(root, parse(["install", option]).options).invocation.over_in_tree
 
 
+def test_adding_what_the_daemon_registered_a_moment_ago(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = {"/usr/src/foo-1.0/dkms.conf": CONF.format("foo", "1.0")}
+    root = trees.make(tmp_path, {**trees.DEBIAN, **conf})
+    engine.one_pass(root, Settings(), Request(number=1), lambda _: None, engine.Controls())
+    assert root.resolve(f"{TREE}/foo/1.0/source").is_dir()
+    assert dkms.main(["add", "foo/1.0"], root) == 0, "whoever copied it there does not know"
+    assert dkms.main(["add", "foo/1.0"], root) == 3
+    assert dkms.main(["remove", "foo/1.0", "--all"], root) == 0
+    assert dkms.main(["add", "foo/1.0"], root) == 0
+    assert dkms.main(["add", "foo/1.0"], root) == 3
+
+
+def test_a_removal_in_the_same_rpm_transaction_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = trees.make(tmp_path, {**trees.DEBIAN, "/usr/src/foo-1.0/dkms.conf": CONF.format("foo", "1.0")})
+    monkeypatch.setattr(os, "getppid", os.getpid)  # so that whoever runs the tests is rpm
+    safe = "--rpm_safe_upgrade"
+    assert dkms.main(["add", "foo/1.0", safe], root) == 0
+    assert dkms.main(["remove", "foo/1.0", "--all", safe], root) == 0
+    assert "cancelled" in capsys.readouterr().out and root.resolve(f"{TREE}/foo/1.0").exists()
+    assert dkms.main(["remove", "foo/1.0", "--all", safe], root) == 0, "once"
+    assert not root.resolve(f"{TREE}/foo").exists()
+
+
 # --- status -----------------------------------------------------------------------------------------------------------
-
-CONF = 'PACKAGE_NAME="{0}"\nPACKAGE_VERSION="{1}"\nBUILT_MODULE_NAME[0]="{0}"\nDEST_MODULE_LOCATION[0]="/updates"\n'
-TREE = "/var/lib/dkms"
-
-
-def version(module: str, number: str = "1.0", conf: str = "") -> dict[str, trees.Content]:
-    """A version that is added."""
-    source = f"/usr/src/{module}-{number}"
-    text = CONF.format(module, number) + conf
-    return {f"{source}/dkms.conf": text, f"{TREE}/{module}/{number}/source": trees.Link(source)}
-
-
-def built(module: str, kernel: str, *names: str, number: str = "1.0") -> dict[str, trees.Content]:
-    """… and built for a kernel."""
-    place = f"{TREE}/{module}/{number}/{kernel}/x86_64"
-    return {f"{place}/module/{name}.ko": f"{name} for {kernel}" for name in names or (module,)}
-
-
-def installed(module: str, kernel: str, *names: str, number: str = "1.0", text: str = "") -> dict[str, trees.Content]:
-    """… and installed there, as on Debian."""
-    entries: dict[str, trees.Content] = {
-        f"/usr/lib/modules/{kernel}/updates/dkms/{name}.ko": text or f"{name} for {kernel}"
-        for name in names or (module,)
-    }
-    link = trees.Link(f"{number}/{kernel}/x86_64")
-    return {**built(module, kernel, *names, number=number), f"{TREE}/{module}/kernel-{kernel}-x86_64": link, **entries}
-
 
 Show = Callable[..., list[str]]
 
