@@ -216,8 +216,8 @@ def _kernel_verb(call: Call) -> int:
 
 def _generate_mok(call: Call) -> int:
     verbs = call.verbs  # root's business
-    sign = importlib.import_module("kmodhookd.act.sign")
-    for sentence in sign.generate_mok(verbs.root, verbs.settings):
+    mok = importlib.import_module("kmodhookd.act.mok")
+    for sentence in mok.generate_mok(verbs.root, verbs.settings):
         print(sentence)
     return 0
 
