@@ -25,12 +25,13 @@ Phase = Literal["staging", "commit", "finish"]
 class Item(Noun):
     """A file that is to be in place. Paths are inside the root."""
 
-    source: str  # what it is a copy of
+    source: str  # what it is a copy of, or leads to
     temporary: str
     target: str
     backup: str  # where what was at `target` is kept until all is well
     sha256: str = ""  # of the content; known from the commit phase on
     replaces: bool = False  # something was at `target`
+    link: str = ""  # it is to be a link that says this, and no copy
 
 
 class Archived(Noun):

@@ -50,6 +50,9 @@ def stage(root: Root, entry: Entry) -> tuple[Item, ...]:
 def _stage(root: Root, item: Item) -> Item:
     source, temporary = root.resolve(item.source), _place(root, item.temporary)
     wanted = checksum(source)
+    if item.link:
+        temporary.symlink_to(item.link)
+        return item.model_copy(update={"sha256": wanted})
     with source.open("rb") as reading, temporary.open("xb") as writing:
         copy_content(reading.fileno(), writing.fileno())
         os.fchmod(writing.fileno(), 0o644)
@@ -87,7 +90,7 @@ def finish(root: Root, entry: Entry) -> list[str]:
     for path in entry.restored:
         for archived in (path, f"{path}.origin"):
             _place(root, archived).unlink(missing_ok=True)
-        _remove_empty(root, [path.rpartition("/")[0]])
+        _remove_empty(root, _archive_directories(path))
     sync(root, [*(item.target for item in entry.items), *(file.path for file in entry.doomed)])
     _remove_empty(root, entry.emptied)
     journal.close(root, entry)
@@ -103,7 +106,7 @@ def undo(root: Root, entry: Entry) -> None:
             target = _place(root, archived.path)
             for path in (target, *target.parent.glob(f"{target.name}.origin"), *target.parent.glob(f".{target.name}*")):
                 path.unlink(missing_ok=True)
-            _remove_empty(root, [archived.path.rpartition("/")[0]])
+            _remove_empty(root, _archive_directories(archived.path))
         sync(root, (item.target for item in entry.items))
         _remove_empty(root, reversed(entry.made))
     except OSError:
@@ -119,7 +122,7 @@ def _undo(root: Root, item: Item) -> None:
         backup.unlink(missing_ok=True)
     elif os.path.lexists(backup):
         os.rename(backup, target)
-    elif not item.replaces and is_file(target, item.sha256):
+    elif not item.replaces and _is_put(root, item, item.target):
         target.unlink()
 
 
@@ -139,10 +142,15 @@ def recover(root: Root, entry: Entry) -> str:
 
 def _can_finish(root: Root, entry: Entry) -> bool:
     """Whether each file is whole, beside its place or in it."""
-    return all(
-        is_file(_place(root, item.temporary), item.sha256) or is_file(_place(root, item.target), item.sha256)
-        for item in entry.items
-    )
+    return all(_is_put(root, item, item.temporary) or _is_put(root, item, item.target) for item in entry.items)
+
+
+def _is_put(root: Root, item: Item, inside: str) -> bool:
+    """Whether what an item puts into the tree is at this path."""
+    path = _place(root, inside)
+    if item.link:
+        return path.is_symlink() and os.readlink(path) == item.link
+    return is_file(path, item.sha256)
 
 
 # --- small steps ----------------------------------------------------------------------------------------------------
@@ -192,8 +200,7 @@ def _remove(root: Root, entry: Entry, file: InstalledFile) -> str:
     path = _place(root, file.path)
     if not os.path.lexists(path) or any(item.target == file.path for item in entry.items):
         return ""
-    # A link is DKMS's `symlink_modules`: it is ours when what it leads to is.
-    if is_file(root.resolve(file.path) if path.is_symlink() else path, file.sha256):
+    if is_ours(root, file):
         path.unlink()
         return ""
     return f"{file.path} is not what was installed there; it is left alone"
@@ -203,6 +210,13 @@ def _remove_empty(root: Root, directories: Iterable[str]) -> None:
     for directory in directories:
         with contextlib.suppress(OSError):  # not empty, or gone already
             _place(root, directory).rmdir()
+
+
+def _archive_directories(path: str) -> list[str]:
+    """The directories of DKMS's archive from a file in it up to `original_module`, innermost first."""
+    top, _, below = path.partition("/original_module/")
+    parts = below.split("/")[:-1]
+    return ["/".join((f"{top}/original_module", *parts[:depth])) for depth in range(len(parts), -1, -1)]
 
 
 def sync(root: Root, files: Iterable[str]) -> None:
@@ -216,6 +230,17 @@ def sync(root: Root, files: Iterable[str]) -> None:
 def _place(root: Root, inside: str) -> Path:
     """The path outside; its directories resolved, its last component itself, link or not."""
     return root.resolve(inside, follow_last=False)
+
+
+def is_ours(root: Root, file: InstalledFile) -> bool:
+    """Whether a file still is what we put there.
+
+    A link is DKMS's `symlink_modules`: it is ours when it says what we wrote, or when what it leads to is.
+    """
+    path = _place(root, file.path)
+    if not path.is_symlink():
+        return is_file(path, file.sha256)
+    return os.readlink(path) == file.link or is_file(root.resolve(file.path), file.sha256)
 
 
 def is_file(path: Path, sha256: str) -> bool:
