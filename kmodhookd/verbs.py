@@ -92,7 +92,7 @@ class Verbs:
             alone = _kernel(inventory, placement).headers.state is HeadersState.ALONE
             if cell not in put_off or alone or not cells.is_fresh(placement):
                 continue
-            rival = cells.wins_in_tree(placement)
+            rival = cells.wins_in_tree(placement, self.settings)
             if rival is not None:
                 note = (
                     f"{placement.kernel}: the kernel's own {rival.path} is the same or newer; --force installs anyway"
@@ -126,7 +126,8 @@ class Verbs:
     def _do(self, inventory: Inventory, actions: Sequence[Action]) -> Result:
         work = Work(self.root, self.settings, Controls(), self.emit)
         work.begin()
-        work.do(inventory, Plan(actions=tuple(actions)))
+        while work.do(inventory, Plan(actions=tuple(actions))):
+            pass  # what depends on others comes in a round of its own
         work.finish(inventory)
         failures = [
             f"{action.kernel}: {failure.reason}{': ' + failure.line if failure.line else ''}"
@@ -249,7 +250,7 @@ def _needed(placement: Placement, asked: _Asked) -> list[Action]:
 
 def _removal(placement: Placement, kind: DecisionKind) -> list[Action]:
     actions = []
-    if placement.active or (placement.record is not None and placement.record.files):
+    if placement.active or placement.archived or (placement.record is not None and placement.record.files):
         actions.append(planner.act(ActionKind.UNINSTALL, placement, kind))
     if (placement.built or placement.record is not None) and kind is not DecisionKind.UNINSTALLED:
         actions.append(planner.act(ActionKind.UNBUILD, placement, kind))

@@ -47,10 +47,11 @@ def install(
         raise failed(recipe, FailureClass.INSTALL, f"{kernel.tree} is not there", remedy="install that kernel")
     change = Change(root, settings, kernel, recipe.module, recipe.version, recipe.arch)
     others = [other for other in _records(root, change) if other.files and other.version != recipe.version]
-    ours = {file.sha256 for other in (*others, *((record,) if record else ())) for file in other.files}
-    ours |= ownership.stored_content(root, settings, change.cell)
+    recorded = [file for other in (*others, *((record,) if record else ())) for file in other.files]
+    content = {file.sha256 for file in recorded} | ownership.stored_content(root, settings, change.cell)
+    known = originals.Known(frozenset(content), frozenset(file.path for file in recorded))
     try:
-        _place_modules(change, family, recipe, ours, skip)
+        _place_modules(change, family, recipe, known, skip)
         files = tuple(_installed_file(root, item) for item in change.items)
         change.doomed += _superseded(change, [*others, *((record,) if record else ())], files)
         originals.restore(change, keep={modtree.module_name(file.path.rpartition("/")[2]) for file in files})
@@ -124,7 +125,9 @@ def recover(root: Root, settings: Settings) -> list[str]:
 # --- what goes where ------------------------------------------------------------------------------------------------
 
 
-def _place_modules(change: Change, family: Family, recipe: Recipe, ours: set[str], skip: Collection[str]) -> None:
+def _place_modules(
+    change: Change, family: Family, recipe: Recipe, known: originals.Known, skip: Collection[str]
+) -> None:
     """Each module's file, and what becomes of those of its name that lie in the kernel's tree."""
     stored = f"{change.tree}/{change.active}/module"
     order = depmodorder.read(change.root)
@@ -136,7 +139,7 @@ def _place_modules(change: Change, family: Family, recipe: Recipe, ours: set[str
         source = _stored_file(change, stored, module.dest_name)
         directory = f"{change.kernel.tree}/{family.module_directory(module.dest_location).strip('/')}"
         target = f"{directory}/{source.rpartition('/')[2]}"
-        originals.make_way(change, target, ours, in_tree.get(name, ()), order)
+        originals.make_way(change, target, known, in_tree.get(name, ()), order)
         change.put(source, target, link=change.settings.dkms.symlink_modules)
 
 

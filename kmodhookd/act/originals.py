@@ -11,6 +11,7 @@ moves every one that it finds on all distributions but Debian's; what it archive
 
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from kmodhookd.act import ownership, transaction
@@ -18,21 +19,30 @@ from kmodhookd.act.change import Change
 from kmodhookd.act.journal import Archived
 from kmodhookd.errors import Fault
 from kmodhookd.model import InstalledFile
-from kmodhookd.observe import depmodorder
-from kmodhookd.observe.elf import SUFFIXES
+from kmodhookd.observe import depmodorder, families
+from kmodhookd.observe.elf import SUFFIXES, read_module
 from kmodhookd.observe.modtree import Found, module_name
 
 WEAK = "weak-updates/"  # links of the distribution's weak-modules tools are never touched
 MAX_ORIGIN = 4096  # bytes that are read of a note on where an original was
 
 
-def make_way(
-    change: Change, target: str, ours: Collection[str], found: Collection[Found], order: depmodorder.Order
-) -> None:
+@dataclass(frozen=True)
+class Known:
+    """What is known to be of this module: by content, and by the place where we put it."""
+
+    content: frozenset[str]
+    places: frozenset[str]
+
+    def is_ours(self, change: Change, path: str, content: str) -> bool:
+        """Whether a file is ours to remove; one of ours that is no module any more (torn by a crash, say) is."""
+        return content in self.content or (path in self.places and not _is_module(change.root.resolve(path)))
+
+
+def make_way(change: Change, target: str, known: Known, found: Collection[Found], order: depmodorder.Order) -> None:
     """What becomes of each file of a module's name when its new file is put at `target` next.
 
-    `ours`: checksums that are known to be of this module's; `found`: every file of that name in the kernel's tree. A
-    `Fault` when one of somebody else's is in the way.
+    `found`: every file of that name in the kernel's tree. A `Fault` when one of somebody else's is in the way.
     """
     directory, _, name = target.rpartition("/")
     plain = name[: name.index(".ko")]
@@ -45,7 +55,7 @@ def make_way(
         content = _content(change, path, place)
         if path != target:
             change.doomed.append(InstalledFile(path=path, sha256=content))
-        if content in ours:
+        if known.is_ours(change, path, content):
             continue
         owner = ownership.other(change.root, change.settings, change.cell, path, content)
         if owner:
@@ -62,10 +72,11 @@ def restore(change: Change, keep: Collection[str] = ()) -> list[str]:
     One that is there again by now, put there by its package, stays; so does what cannot be told where it was.
     """
     left: list[str] = []
-    if not change.root.resolve(change.kernel.tree).is_dir():
-        return [f"{change.kernel.tree} is not there: originals of it stay in {change.originals}"] * _any(change)
     doomed = {file.path: file for file in change.doomed}
-    for archived in _archive(change):
+    archive = _archive(change)
+    if archive and not change.root.resolve(change.kernel.tree).is_dir():
+        return [f"{change.kernel.tree} is not there: originals of it stay in {change.originals}"]
+    for archived in archive:
         if module_name(archived) in keep:
             continue
         origin = _origin(change, archived)
@@ -117,12 +128,23 @@ def _archived(change: Change, origin: str, source: str) -> Archived:
     candidates = [name, f"collisions/{below}", f"collisions/{below}.{change.id}"]
     paths = [f"{change.originals}/{candidate}" for candidate in candidates]
     free = (one for one in paths if one not in taken and not os.path.lexists(change.root.resolve(one)))
-    return Archived(source=source, path=next(free), origin=f"{change.settings.install_tree}/{_below(change, origin)}")
+    return Archived(source=source, path=next(free), origin=f"{_dkms_tree_of_modules(change)}/{below}")
 
 
-def _below(change: Change, path: str) -> str:
-    """A path in the kernel's tree, below the directory of all trees."""
-    return f"{change.kernel.release}/{path.removeprefix(change.kernel.tree).strip('/')}"
+def _dkms_tree_of_modules(change: Change) -> str:
+    """The kernel's tree as real DKMS calls it: it puts nothing back whose old path begins otherwise."""
+    top = change.settings.install_tree
+    if top == "/usr/lib/modules" and families.detect(change.root).name != "arch":
+        top = "/lib/modules"
+    return f"{top}/{change.kernel.release}"
+
+
+def _is_module(path: Path) -> bool:
+    try:
+        read_module(path)
+    except Fault:
+        return False
+    return True
 
 
 def _archive(change: Change) -> list[str]:
@@ -131,10 +153,6 @@ def _archive(change: Change) -> list[str]:
     paths = sorted(Path(directory, name) for directory, _, names in os.walk(top) for name in names)
     files = [path for path in paths if not path.is_symlink() and path.is_file() and ".ko" in path.name]
     return [change.root.inside(path) for path in files if not path.name.startswith(".") and path.suffix != ".origin"]
-
-
-def _any(change: Change) -> bool:
-    return bool(_archive(change))
 
 
 def _goes(change: Change, file: InstalledFile | None) -> bool:

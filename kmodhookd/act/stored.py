@@ -3,6 +3,7 @@
 
 TREE/MODULE/VERSION/KERNEL/ARCH/module/NAME.ko[.xz]     and Module.symvers
 TREE/MODULE/VERSION/KERNEL/ARCH/log/make.log
+TREE/MODULE/VERSION/KERNEL/ARCH/.dep_NAME               (`observe.dependencies`)
 TREE/MODULE/VERSION/KERNEL/.tmp_ARCH_XXXXXX             while it is put there
 """
 
@@ -19,6 +20,7 @@ from kmodhookd.act import ownership
 from kmodhookd.act.failures import BuildFailed, from_os
 from kmodhookd.act.workspace import Workspace, copy_content
 from kmodhookd.model import FailureClass, Recipe, Source
+from kmodhookd.observe import dependencies
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -78,6 +80,7 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
             for file in files:
                 _copy_synced(file, staged / directory / file.name)
             store.sync_directory(staged / directory)
+        _mark_dependencies(root, settings, recipe, staged)
         store.sync_directory(staged)
         _replace(staged, kernel / recipe.arch)
         with contextlib.suppress(OSError):
@@ -111,6 +114,16 @@ def sweep(root: Root, settings: Settings, *, dry: bool = False) -> bool:
         else:
             shutil.rmtree(path, ignore_errors=True)
     return found
+
+
+def _mark_dependencies(root: Root, settings: Settings, recipe: Recipe, staged: Path) -> None:
+    """Which versions it was built upon, where DKMS goes by that (BUILD_DEPENDS_REBUILD)."""
+    found = dependencies.versions(root, settings, recipe) if recipe.depends_rebuild else {}
+    for name, version in found.items():
+        with (staged / f"{dependencies.MARKER}{name}").open("x", encoding="utf-8") as file:
+            file.write(f"{version}\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _copy_synced(source: Path, target: Path) -> None:

@@ -21,7 +21,7 @@ from kmodhookd.model import (
     Recipe,
     Source,
 )
-from kmodhookd.observe import decisions, dkmsconf, dkmstree, families, recipes, sources, vanished
+from kmodhookd.observe import decisions, dependencies, dkmsconf, dkmstree, families, recipes, sources, vanished
 from kmodhookd.observe import kernels as kernel_trees
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.inspector import Inspector
@@ -164,9 +164,11 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
         installed=tuple(groups["installed"]),
         in_tree=tuple(groups["in_tree"]),
         weak=tuple(groups["weak"]),
+        archived=(source.module, kernel.release, kernel.arch) in at.tree.originals,
+        outdated=dependencies.outdated(at.root, at.settings, recipe) if recipe is not None and stored else "",
         record=record,
         failure=decisions.failure(at.root, cell),
-        fingerprint=_fingerprint(source, kernel, recipe),
+        fingerprint=_fingerprint(at, source, kernel, recipe),
         tools=at.tools,
     )
 
@@ -205,19 +207,30 @@ def _classify(at: _Look, kernel: Kernel, names: set[str], placed: set[str]) -> d
     groups: dict[str, list[Artifact]] = defaultdict(list)
     for name in sorted(names):
         for found in at.trees[kernel.release].get(name, ()):
-            relative = found.path.removeprefix(kernel.tree)
             if found.path in placed:
                 groups["installed"].append(at.inspector.artifact(found.path))
-            elif found.link and (relative.startswith("/weak-updates/") or not found.link.startswith(f"{kernel.tree}/")):
-                groups["weak"].append(Artifact(path=found.path, module=name, link=found.link))
+            elif found.link and _is_weak(at, kernel, found):
+                weak = at.inspector.artifact(found.path, hashed=False)
+                groups["weak"].append(weak.model_copy(update={"link": found.link}))
             else:
                 groups["in_tree"].append(at.inspector.artifact(found.path, hashed=False))
     return groups
 
 
-def _fingerprint(source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
+def _is_weak(at: _Look, kernel: Kernel, found: Found) -> bool:
+    """Whether a link is of the distribution's weak-modules tools (RHEL's weak-modules, SUSE's weak-modules2).
+
+    They put links below weak-updates/, into the tree of the kernel that a module was built for.
+    """
+    modules = at.root.inside(at.root.modules)
+    elsewhere = found.link.startswith(f"{modules}/") and not found.link.startswith(f"{kernel.tree}/")
+    return elsewhere or found.path.startswith(f"{kernel.tree}/weak-updates/")
+
+
+def _fingerprint(at: _Look, source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
     """Of everything that a build is made from; "" while something of it cannot be read."""
     if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
         return ""
-    parts = (source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    parts = [source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint]
+    inherited = dependencies.fingerprint(at.root, at.settings, recipe) if recipe.depends else ""
+    return hashlib.sha256("\0".join([*parts, *([inherited] if inherited else [])]).encode()).hexdigest()
