@@ -17,7 +17,7 @@ from kmodhookd.errors import AccessDenied, Fault, NotFound
 from kmodhookd.model import Action, ActionKind, DecisionKind, HeadersState, Inventory, Kernel, Placement, Plan, Source
 from kmodhookd.observe import decisions
 from kmodhookd.observe.inventory import look
-from kmodhookd.plan import cells, planner
+from kmodhookd.plan import cells, intree, planner
 from kmodhookd.plan import decisions as standing
 from kmodhookd.plan.versions import compare
 from kmodhookd.root import Root
@@ -92,7 +92,7 @@ class Verbs:
             alone = _kernel(inventory, placement).headers.state is HeadersState.ALONE
             if cell not in put_off or alone or not cells.is_fresh(placement):
                 continue
-            rival = cells.wins_in_tree(placement, self.settings)
+            rival = intree.wins(placement, self.settings)
             if rival is not None:
                 note = (
                     f"{placement.kernel}: the kernel's own {rival.path} is the same or newer; --force installs anyway"

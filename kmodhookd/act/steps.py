@@ -33,8 +33,8 @@ from kmodhookd.model import (
 )
 from kmodhookd.observe import decisions, families
 from kmodhookd.observe.inventory import look
-from kmodhookd.plan import cells
 from kmodhookd.plan import decisions as standing
+from kmodhookd.plan import intree
 from kmodhookd.plan.planner import ASKED
 from kmodhookd.protocol import WorkerEvent
 from kmodhookd.root import Root
@@ -272,7 +272,7 @@ class Work:
             assert placement.recipe is not None
             kernel, record = now.kernels[action.kernel], decisions.record(self.root, _cell(action))
             # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
-            skip = cells.stands_back(placement, self.settings)
+            skip = intree.stands_back(placement, self.settings)
             skip = frozenset() if len(skip) == len(placement.stored) else skip
             recipe = placement.recipe
             done = install.install(self.root, self.settings, self.family, kernel, recipe, record, skip=skip)

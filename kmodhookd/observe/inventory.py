@@ -47,6 +47,9 @@ class _Look:
     problems: list[str] = field(default_factory=list)
     trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
     configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    recorded: dict[tuple[str, str], set[str]] = field(
+        default_factory=lambda: defaultdict(set)
+    )  # module, release → files
 
 
 def look(root: Root, settings: Settings) -> Inventory:
@@ -62,6 +65,9 @@ def look(root: Root, settings: Settings) -> Inventory:
     at = _Look(root, settings, family, tree, Inspector(root), _tools(root))
     at.trees.update({release: survey.modules for release, survey in surveys.items()})
     at.problems += [*settings.problems, *kernel_problems, *source_problems, *tree.problems]
+    for cell in decisions.recorded_cells(root, "records"):
+        record = decisions.record(root, cell)
+        at.recorded[cell[0], cell[2]] |= {file.path for file in record.files} if record else set()
     placements: list[Placement] = []
     with_ours = {release for release, _ in _ours(root, tree)}
     usable = [kernel for kernel in kernels if not kernel.leaving or kernel.release in with_ours]
@@ -144,12 +150,15 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
     stored_paths = version.built.get((kernel.release, kernel.arch)) if version else None
     stored = tuple(at.inspector.artifact(path) for path in stored_paths or ())
     names = _names(recipe, stored)
-    placed = {file.path for file in record.files} if record else set()
+    targets = set()
     if recipe is not None:
         for module in recipe.modules:
             directory = destination(at.family, kernel, module)
-            placed |= {f"{directory}/{module.dest_name}{suffix}" for suffix in SUFFIXES}
-    groups = _classify(at, kernel, names, placed)
+            targets |= {f"{directory}/{module.dest_name}{suffix}" for suffix in SUFFIXES}
+    # What lies there while DKMS has no version of it active is not its.
+    active = (source.module, kernel.release, kernel.arch) in at.tree.active
+    placed = at.recorded[source.module, kernel.release] | (targets if active else set())
+    groups = _classify(at, kernel, names, placed, targets)
     return Placement(
         module=source.module,
         version=source.version,
@@ -200,7 +209,9 @@ def _names(recipe: Recipe | None, stored: tuple[Artifact, ...]) -> set[str]:
     return names
 
 
-def _classify(at: _Look, kernel: Kernel, names: set[str], placed: set[str]) -> dict[str, list[Artifact]]:
+def _classify(
+    at: _Look, kernel: Kernel, names: set[str], placed: set[str], targets: set[str]
+) -> dict[str, list[Artifact]]:
     """The .ko files of these names in the kernel's tree: ours, the kernel's own, weak links."""
     if kernel.release not in at.trees:
         at.trees[kernel.release] = walk(at.root, kernel.tree)
@@ -213,7 +224,8 @@ def _classify(at: _Look, kernel: Kernel, names: set[str], placed: set[str]) -> d
                 weak = at.inspector.artifact(found.path, hashed=False)
                 groups["weak"].append(weak.model_copy(update={"link": found.link}))
             else:
-                groups["in_tree"].append(at.inspector.artifact(found.path, hashed=False))
+                # At our own place it may be what a DKMS that was killed put there.
+                groups["in_tree"].append(at.inspector.artifact(found.path, hashed=found.path in targets))
     return groups
 
 

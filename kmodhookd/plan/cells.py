@@ -6,11 +6,10 @@ interface.md; the first that holds names the state, all of them are told by `Exp
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kmodhookd.model import (
-    Artifact,
     Cell,
     Decision,
     Fact,
@@ -22,7 +21,7 @@ from kmodhookd.model import (
     State,
 )
 from kmodhookd.plan import decisions as decided
-from kmodhookd.plan.versions import is_newer
+from kmodhookd.plan import intree
 from kmodhookd.settings import Settings
 
 THERE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
@@ -69,8 +68,10 @@ def is_installed(placement: Placement) -> bool:
     stored = {artifact.module: artifact.sha256 for artifact in placement.stored}
     there = {module for module, digest in stored.items() if installed.get(module) == digest}
     # DKMS leaves out a module of which the kernel has its own, the same or newer.
-    own = {_name(artifact) for artifact in placement.in_tree} - {_name(artifact) for artifact in placement.installed}
-    return bool(there) and all(one.module in there or _name(one) in own for one in placement.stored)
+    own = {intree.kernel_name(artifact) for artifact in placement.in_tree} - {
+        intree.kernel_name(artifact) for artifact in placement.installed
+    }
+    return bool(there) and all(one.module in there or intree.kernel_name(one) in own for one in placement.stored)
 
 
 def is_current(placement: Placement) -> bool:
@@ -99,7 +100,7 @@ def is_linked(placement: Placement) -> bool:
     recipe = placement.recipe
     if recipe is not None and recipe.no_weak_modules:
         return False
-    linked = {_name(artifact) for artifact in placement.weak if not artifact.problem}
+    linked = intree.names(artifact for artifact in placement.weak if not artifact.problem)
     if recipe is None:
         return bool(linked)
     needed = {module.dest_name.replace("-", "_") for module in recipe.modules if not module.excluded}
@@ -121,52 +122,6 @@ def failure_stands(placement: Placement) -> bool:
     return failure.cause is not FailureClass.COMPILER or failure.tools == placement.tools
 
 
-def in_tree_winners(placement: Placement, settings: Settings) -> dict[str, Artifact]:
-    """Module → the kernel's own one that is the same or newer, for each built module of which there is one (D2).
-
-    As DKMS decides ("version sanity"): a newer version wins; the same version wins when the source version (or the want of
-    one) agrees as well; a module without a version never does, nor one whose version cannot be ordered (a commit's name).
-    Of several of one name each may win: the kernel loads but one of them, and it is not ours to say which.
-    """
-    if placement.module in settings.dkms.force_install:
-        return {}
-    winners = {}
-    for artifact in placement.stored:
-        for rival in placement.in_tree:
-            if _name(rival) == _name(artifact) and _wins(rival, artifact):
-                winners[_name(artifact)] = rival
-    return winners
-
-
-def stands_back(placement: Placement, settings: Settings) -> frozenset[str]:
-    """The modules to leave out of an installation since the kernel's own win; not those that somebody put there before."""
-    if settings.invocation.force:
-        return frozenset()
-    there = {_name(artifact) for artifact in placement.installed}
-    return frozenset(in_tree_winners(placement, settings)) - there
-
-
-def _name(artifact: Artifact) -> str:
-    """As the kernel has it: a dash is an underscore (modprobe(8))."""
-    return artifact.module.replace("-", "_")
-
-
-def _wins(rival: Artifact, artifact: Artifact) -> bool:
-    if not rival.version or not artifact.version:
-        return False
-    if rival.version == artifact.version:
-        return rival.srcversion == artifact.srcversion
-    return is_newer(rival.version, artifact.version)
-
-
-def wins_in_tree(placement: Placement, settings: Settings) -> Artifact | None:
-    """The kernel's own module that wins, when there is one for every module of the recipe: nothing is to be installed."""
-    winners = in_tree_winners(placement, settings)
-    if placement.recipe is None or not winners or any(_name(one) not in winners for one in placement.stored):
-        return None
-    return next(iter(winners.values()))
-
-
 def judge(placement: Placement, context: Context) -> Cell:
     """The state of a placement and all facts behind it."""
     facts: list[Fact] = []
@@ -177,6 +132,7 @@ def judge(placement: Placement, context: Context) -> Cell:
             state, fact = verdict
             states.append(state)
             facts.append(fact)
+    facts += _remarks(placement, context)
     return Cell(
         module=placement.module,
         version=placement.version,
@@ -188,6 +144,19 @@ def judge(placement: Placement, context: Context) -> Cell:
         wanted=_is_wanted(placement, context),
         there=is_linked(placement) or is_installed(placement),
     )
+
+
+def _remarks(placement: Placement, context: Context) -> Iterator[Fact]:
+    """What is worth knowing besides."""
+    for link in placement.weak:
+        if link.problem:
+            remedy = "the distribution's weak-modules tool makes and removes such links"
+            yield Fact(fact=f"weak link {link.path}", verdict=f"leads to no module ({link.problem})", remedy=remedy)
+        elif placement.recipe is not None and placement.recipe.no_weak_modules:
+            yield Fact(fact=f"weak link {link.path}", verdict="does not count: dkms.conf says NO_WEAK_MODULES")
+    if intree.wins(placement, context.settings) is None:
+        for module, rival in intree.winners(placement, context.settings).items():
+            yield Fact(fact=f"module {module}", verdict=f"the kernel's own {rival.path} is the same or newer")
 
 
 def _is_wanted(placement: Placement, context: Context) -> bool:
@@ -248,7 +217,7 @@ def _stale(placement: Placement, context: Context) -> Verdict:
 
 
 def _in_tree(placement: Placement, context: Context) -> Verdict:
-    winner = wins_in_tree(placement, context.settings)
+    winner = intree.wins(placement, context.settings)
     if winner is None:
         return None
     verdict = f"the kernel's own {winner.path} has version {winner.version}, the same or newer"

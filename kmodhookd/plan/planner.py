@@ -25,7 +25,7 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import boot, cells, decisions, dependencies
+from kmodhookd.plan import boot, cells, decisions, dependencies, intree
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -277,7 +277,7 @@ def _produce(placement: Placement, settings: Settings, reason: str) -> list[Acti
     if reason == RESTORE:
         return [act(ActionKind.INSTALL, placement, reason)]
     build = reason == ASKED or not cells.is_fresh(placement)
-    compared = cells.is_fresh(placement) and cells.wins_in_tree(placement, settings) is None
+    compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
     stands_back = placement.in_tree and not cells.is_installed(placement) and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []
     return actions if stands_back else [*actions, act(ActionKind.INSTALL, placement, reason)]
