@@ -4,9 +4,10 @@
 import os
 from dataclasses import dataclass, field
 
+from kmodhookd import store
 from kmodhookd.act import journal
 from kmodhookd.act.journal import Archived, Entry, Item
-from kmodhookd.model import InstalledFile, Kernel
+from kmodhookd.model import InstalledFile, Kernel, Record
 from kmodhookd.observe import decisions
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -55,10 +56,22 @@ class Change:
 
     def put(self, source: str, target: str, *, link: bool = False) -> None:
         """A copy of `source`, or a link to it, is to be at `target`."""
+        self._item(target, source="" if link else source, link=source if link else "")
+
+    def record(self, record: Record) -> None:
+        """Our record is to say this."""
+        cell = (record.module, record.version, record.kernel, record.arch)
+        self._item(self.root.inside(decisions.cell_path(self.root, "records", cell)), text=store.text(record))
+
+    def activate(self) -> None:
+        """DKMS's active link is to lead to this version."""
+        self._item(self.link, link=self.active)
+
+    def _item(self, target: str, **content: str) -> None:
         temporary, backup = self.marks(target)
         there = os.path.lexists(self.root.resolve(target, follow_last=False))
-        names = {"source": source, "temporary": temporary, "target": target, "backup": backup}
-        self.items.append(Item.model_validate({**names, "link": source if link else "", "replaces": there}))
+        names = {"temporary": temporary, "target": target, "backup": backup, "replaces": there}
+        self.items.append(Item.model_validate({**names, **content}))
 
     def marks(self, target: str) -> tuple[str, str]:
         """The names beside `target` of the next file to put there, and of what it replaces.
@@ -87,7 +100,6 @@ class Change:
                 "doomed": tuple(self.doomed),
                 "made": tuple(dict.fromkeys(made)),
                 "emptied": tuple(sorted(emptied, key=len, reverse=True)),
-                "link": self.link,
                 **more,
             }
         )

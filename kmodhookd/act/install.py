@@ -7,6 +7,7 @@ holds the engine lock and runs depmod afterwards; PRE_INSTALL and POST_INSTALL a
 """
 
 import os
+import time
 from collections.abc import Collection, Iterable
 
 from kmodhookd.act import journal, originals, ownership, transaction, workspace
@@ -36,10 +37,12 @@ def install(
     record: Record | None,
     *,
     skip: Collection[str] = (),
+    by_hand: bool = False,
 ) -> Record:
     """Put what the DKMS tree holds of a recipe into its kernel's tree; the record as it is then, already saved.
 
-    `record` is that of the build, None for one that real DKMS made; `skip` are modules of which the kernel's own wins.
+    `record` is that of the build, None for one that real DKMS made; `skip` are modules of which the kernel's own wins;
+    `by_hand` says that a person chose this version although there is a newer one.
     Files of other versions of the module are removed once the new ones are in, and originals come back in whose stead
     nothing is installed any more. `BuildFailed` when it cannot be done; the tree is then as it was.
     """
@@ -55,10 +58,13 @@ def install(
         files = tuple(_installed_file(root, item) for item in change.items)
         change.doomed += _superseded(change, [*others, *((record,) if record else ())], files)
         originals.restore(change, keep={modtree.module_name(file.path.rpartition("/")[2]) for file in files})
-        done = _record(recipe, record).model_copy(update={"files": files})
-        cleared = [other.model_copy(update=GONE) for other in others]
-        entry = change.entry(link_to=change.active, records=(done, *cleared))
-        transaction.perform(root, entry)
+        done = _record(recipe, record)
+        put = {"files": files, "installed_fingerprint": done.fingerprint, "installed": time.time()}
+        done = done.model_copy(update={**put, "by_hand": by_hand or done.by_hand})
+        change.activate()
+        for one in (done, *(other.model_copy(update=GONE) for other in others)):
+            change.record(one)
+        transaction.perform(root, change.entry())
     except OSError as error:
         cause = FailureClass.SPACE if error.errno in NO_SPACE else FailureClass.INSTALL
         what = f"it could not be installed: {error.strerror or error}"
@@ -88,10 +94,10 @@ def uninstall(
         ]
     # Real DKMS that was killed between archiving and installing leaves originals behind, and no version is active.
     left = originals.restore(change) if restore and (active or not link.is_symlink()) else []
-    cleared = record.model_copy(update=GONE) if record else None
-    entry = change.entry(link=change.link if active else "", records=(cleared,) if cleared else ())
+    if record is not None:
+        change.record(record.model_copy(update=GONE))
     try:
-        left += transaction.perform(root, entry)
+        left += transaction.perform(root, change.entry(unlink=change.link if active else ""))
     except OSError as error:
         what = f"it could not be taken out: {error.strerror or error}"
         raise Fault(what, where=f"{module}/{version} on {kernel.release}") from None
@@ -152,7 +158,9 @@ def _stored_file(change: Change, stored: str, name: str) -> str:
 
 
 def _installed_file(root: Root, item: Item) -> InstalledFile:
-    return InstalledFile(path=item.target, sha256=transaction.checksum(root.resolve(item.source)), link=item.link)
+    return InstalledFile(
+        path=item.target, sha256=transaction.checksum(root.resolve(item.source or item.link)), link=item.link
+    )
 
 
 def _superseded(change: Change, records: Iterable[Record], files: Iterable[InstalledFile]) -> list[InstalledFile]:

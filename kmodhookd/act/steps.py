@@ -274,12 +274,9 @@ class Work:
             # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
             skip = intree.stands_back(placement, self.settings)
             skip = frozenset() if len(skip) == len(placement.stored) else skip
-            recipe = placement.recipe
-            done = install.install(self.root, self.settings, self.family, kernel, recipe, record, skip=skip)
+            hand, what = action.by_hand, placement.recipe
+            install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, by_hand=hand)
             self._dirty.add(action.kernel)
-            by_hand = action.by_hand or done.by_hand
-            update = {"installed_fingerprint": done.fingerprint, "installed": time.time(), "by_hand": by_hand}
-            decisions.save_record(self.root, done.model_copy(update=update))
             decisions.forget(self.root, "failures", _cell(action))
         if faults:
             self.jobs.fail_install(action, placement, faults[0], FailureClass.INSTALL)

@@ -9,8 +9,8 @@ TREE/MODULE/VERSION/KERNEL/.tmp_ARCH_XXXXXX             while it is put there
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,9 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
         kernel.mkdir(parents=True, exist_ok=True)
         cell = (recipe.module, recipe.version, recipe.kernel, recipe.arch)
         ownership.adopt(root, settings, f"{root.inside(root.modules)}/{recipe.kernel}", cell)
-        staged = Path(tempfile.mkdtemp(prefix=f".tmp_{recipe.arch}_", dir=kernel))
+        # Real DKMS's name for such a thing; no underscore but the two, since `sweep` tells the architecture from it.
+        staged = kernel / f".tmp_{recipe.arch}_{secrets.token_hex(6)}"
+        staged.mkdir()
         os.chmod(staged, 0o755)
         for directory, files in (("module", built.files), ("log", (built.log,))):
             (staged / directory).mkdir()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A change to a module tree, as a transaction: stage, verify, journal, rename, sync; then and only then take things away.
 
-Up to the end of the commit phase everything can be undone by renaming and unlinking alone, so a full disk cannot prevent
-that. Every step can be repeated: recovery runs the same code over what a crash left.
+Up to the end of the commit phase everything can be undone by renaming and unlinking alone, and nothing else is left to do
+after it, so a full disk can prevent neither. That is why DKMS's link and our records are staged and renamed like the
+modules. Every step can be repeated: recovery runs the same code over what a crash left.
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from kmodhookd.act import debts, journal
 from kmodhookd.act.journal import Archived, Entry, Item
 from kmodhookd.act.workspace import copy_content
 from kmodhookd.model import InstalledFile
-from kmodhookd.observe import decisions
 from kmodhookd.root import Root
 
 
@@ -48,18 +48,28 @@ def stage(root: Root, entry: Entry) -> tuple[Item, ...]:
 
 
 def _stage(root: Root, item: Item) -> Item:
-    source, temporary = root.resolve(item.source), _place(root, item.temporary)
-    wanted = checksum(source)
+    temporary = _place(root, item.temporary)
     if item.link:
         temporary.symlink_to(item.link)
-        return item.model_copy(update={"sha256": wanted})
-    with source.open("rb") as reading, temporary.open("xb") as writing:
-        copy_content(reading.fileno(), writing.fileno())
+        return item
+    text = item.text.encode()
+    wanted = hashlib.sha256(text).hexdigest() if item.text else checksum(root.resolve(item.source))
+    with temporary.open("xb", buffering=0) as writing:
+        if item.text:
+            _write(writing.fileno(), text)
+        else:
+            with root.resolve(item.source).open("rb") as reading:
+                copy_content(reading.fileno(), writing.fileno())
         os.fchmod(writing.fileno(), 0o644)
         os.fsync(writing.fileno())
     if checksum(temporary) != wanted:
         raise OSError(errno.EIO, "what was written is not what is read back", str(temporary))
     return item.model_copy(update={"sha256": wanted})
+
+
+def _write(fd: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(fd, text) :]
 
 
 def commit(root: Root, entry: Entry) -> None:
@@ -80,10 +90,9 @@ def commit(root: Root, entry: Entry) -> None:
 
 
 def finish(root: Root, entry: Entry) -> list[str]:
-    """What follows from the new files being in. Returns what was left alone, in sentences."""
-    _set_link(root, entry)
-    for record in entry.records:
-        decisions.save_record(root, record)
+    """What follows from the new files being in, none of which needs room. Returns what was left alone, in sentences."""
+    if entry.unlink:
+        _place(root, entry.unlink).unlink(missing_ok=True)
     left = [sentence for file in entry.doomed if (sentence := _remove(root, entry, file))]
     for item in entry.items:
         _place(root, item.backup).unlink(missing_ok=True)
@@ -91,7 +100,8 @@ def finish(root: Root, entry: Entry) -> list[str]:
         for archived in (path, f"{path}.origin"):
             _place(root, archived).unlink(missing_ok=True)
         _remove_empty(root, _archive_directories(path))
-    sync(root, [*(item.target for item in entry.items), *(file.path for file in entry.doomed)])
+    gone = [*(file.path for file in entry.doomed), *([entry.unlink] if entry.unlink else [])]
+    sync(root, [*(item.target for item in entry.items), *gone])
     _remove_empty(root, entry.emptied)
     journal.close(root, entry)
     return left
@@ -116,7 +126,7 @@ def undo(root: Root, entry: Entry) -> None:
 
 def _undo(root: Root, item: Item) -> None:
     temporary, target, backup = (_place(root, path) for path in (item.temporary, item.target, item.backup))
-    renamed = item.sha256 and not os.path.lexists(temporary)
+    renamed = (item.sha256 or item.link) and not os.path.lexists(temporary)
     temporary.unlink(missing_ok=True)
     if not renamed:
         backup.unlink(missing_ok=True)
@@ -176,23 +186,6 @@ def _archive(root: Root, archived: Archived) -> None:
         return
     store.write_atomic(target.with_name(f"{target.name}.origin"), f"{archived.origin}\n".encode())
     store.write_atomic(target, source.read_bytes())
-
-
-def _set_link(root: Root, entry: Entry) -> None:
-    """DKMS's `kernel-K-A`, replaced in one step."""
-    if not entry.link:
-        return
-    link = _place(root, entry.link)
-    if not entry.link_to:
-        link.unlink(missing_ok=True)
-    elif not (link.is_symlink() and os.readlink(link) == entry.link_to):
-        temporary = link.with_name(f".{link.name}.{entry.id}")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(entry.link_to)
-        os.rename(temporary, link)
-    else:
-        return
-    store.sync_directory(link.parent)
 
 
 def _remove(root: Root, entry: Entry, file: InstalledFile) -> str:

@@ -26,7 +26,7 @@ from installations import (
     take_out,
 )
 
-from kmodhookd.act import clean, install, journal
+from kmodhookd.act import clean, install, journal, transaction
 from kmodhookd.act.failures import BuildFailed
 from kmodhookd.errors import Fault
 from kmodhookd.model import Record
@@ -186,7 +186,7 @@ def test_a_module_of_another_source_is_not_taken_for_an_original(system: System)
     root = system(None, **{f"{UPDATES}/foo.ko": "of another"})
     (path := root.prefix / UPDATES.strip("/") / "foo.ko").write_text("of another")
     other = {"module": "other", "version": "3", "kernel": K, "arch": "x86_64", "fingerprint": "x"}
-    sha = install.transaction.checksum(path)
+    sha = transaction.checksum(path)
     record = Record.model_validate({**other, "files": [{"path": f"{UPDATES}/foo.ko", "sha256": sha}]})
     decisions.save_record(root, record)
     built(root)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A look at module files of one name: which are ours, which the kernel's, which are linked; and what builds build upon."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import modules
@@ -39,7 +40,7 @@ def source(name: str, version: str = "1.0", *lines: str) -> dict[str, trees.Cont
     }
 
 
-def system(base: Path, *more: dict[str, trees.Content]) -> Root:
+def system(base: Path, *more: Mapping[str, trees.Content]) -> Root:
     entries = {**trees.DEBIAN, **trees.kernel(K), **trees.kernel(OTHER), **trees.headers(K), **source("foo")}
     for one in more:
         entries |= one
