@@ -164,6 +164,7 @@ class InstalledFile(Noun):
 
     path: str
     sha256: str
+    link: str = ""  # where it leads, when it is a link into the DKMS tree (`symlink_modules`)
 
 
 class Record(Noun):
@@ -265,7 +266,9 @@ class Placement(Noun):
     stored: tuple[Artifact, ...] = ()  # in the DKMS tree
     installed: tuple[Artifact, ...] = ()  # in the kernel's tree, at the places where we or DKMS would put them
     in_tree: tuple[Artifact, ...] = ()  # the kernel's own modules of the same names
-    weak: tuple[Artifact, ...] = ()  # links of the distribution's weak-modules tools
+    weak: tuple[Artifact, ...] = ()  # links of the distribution's weak-modules tools; dangling ones have a `problem`
+    archived: bool = False  # originals of this module are kept in the DKMS tree, of whatever version
+    outdated: str = ""  # why what is built no longer fits a dependency (BUILD_DEPENDS_REBUILD), as DKMS's markers say
     record: Record | None = None
     failure: Failure | None = None
     fingerprint: str = ""  # of the inputs as they are now; "" when they cannot be read

@@ -86,6 +86,7 @@ class Dkms(_Section):
     mok_certificate: str = ""
     try_sign_modules: Literal["true", "false", "not_in_chroot"] = "not_in_chroot"
     continue_on_error: bool = True  # of `common.postinst` only
+    force_install: tuple[str, ...] = ()  # modules over which the kernel's own of that name never win
 
 
 class FrontEnd(_Section):

@@ -50,7 +50,12 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
 def save(path: Path, value: BaseModel) -> None:
     """Write a model as JSON, atomically."""
-    write_atomic(path, value.model_dump_json(indent=1).encode() + b"\n")
+    write_atomic(path, text(value).encode())
+
+
+def text(value: BaseModel) -> str:
+    """A model as it is written."""
+    return value.model_dump_json(indent=1) + "\n"
 
 
 def load(path: Path, model: type[Model]) -> Model | None:

@@ -62,8 +62,8 @@ def built(root: Root, version: str = "1.0", **files: str) -> None:
         (directory / f"{name.replace('__', '.')}.ko").write_text(content)
 
 
-def put_in(root: Root, what: Recipe, record: Record | None = None) -> Record:
-    return install.install(root, SETTINGS, families.detect(root), KERNEL, what, record)
+def put_in(root: Root, what: Recipe, record: Record | None = None, settings: Settings = SETTINGS) -> Record:
+    return install.install(root, settings, families.detect(root), KERNEL, what, record)
 
 
 def take_out(root: Root, version: str = "1.0") -> tuple[str, ...]:
@@ -83,5 +83,7 @@ def link(root: Root) -> str:
 
 
 def originals(root: Root) -> dict[str, str]:
+    """What is archived, by its path in the archive of the kernel."""
     top = root.prefix / "var/lib/dkms/foo/original_module"
-    return {path.name: path.read_text() for path in top.rglob("*") if path.is_file()}
+    archive = top / K / "x86_64"
+    return {os.path.relpath(path, archive): path.read_text() for path in top.rglob("*") if path.is_file()}

@@ -26,6 +26,7 @@ from kmodhookd.act.workspace import Workspace, prepare
 from kmodhookd.confine import Limits, build_user, confine, mechanism
 from kmodhookd.errors import Fault
 from kmodhookd.model import FailureClass, Kernel, Recipe, Source
+from kmodhookd.observe import dependencies
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -33,6 +34,7 @@ Progress = Callable[[str, float], None]
 Sign = Callable[[Path, MakeLog], None]  # signs a .ko in place; a Fault when it cannot
 
 MIB = 1 << 20
+EXTRA_SYMBOLS = "KBUILD_EXTRA_SYMBOLS"  # Documentation/kbuild/modules.rst, 6.3
 MAKE_SHARE = (0.1, 0.85)  # which part of a build's progress is the compiler's
 
 # DKMS runs MAKE by `eval` in its own shell, where these are variables but not exported. Constant text: the values and
@@ -192,9 +194,16 @@ def _make(work: _Build) -> None:
     source = source_directory(work.root, work.kernel)
     text, parallel = make_command(work.settings, source, work.recipe, work.workspace.build_inside, work.tools)
     shared = work.jobserver.environment() if parallel else {}
-    result = _shell(work, "Building module(s)", text, shared, on_output=lambda chunk: _count(work, chunk))
+    handed = {} if EXTRA_SYMBOLS in text else _symbols(work)
+    result = _shell(work, "Building module(s)", text, {**shared, **handed}, on_output=lambda chunk: _count(work, chunk))
     if not result.ok:
         raise _failure(work, result, "the build", FailureClass.SOURCE)
+
+
+def _symbols(work: _Build) -> dict[str, str]:
+    """What the modules of BUILD_DEPENDS export, for the kernel's own build; a Makefile that sets it itself wins."""
+    paths = dependencies.handed_over(work.root, work.settings, work.recipe)
+    return {EXTRA_SYMBOLS: " ".join(paths.values())} if paths else {}
 
 
 def make_command(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from kmodhookd import store
-from kmodhookd.model import InstalledFile, Noun, Record
+from kmodhookd.model import InstalledFile, Noun
 from kmodhookd.root import Root
 
 DIRECTORY = f"{store.STATE}/journal"
@@ -23,14 +23,16 @@ Phase = Literal["staging", "commit", "finish"]
 
 
 class Item(Noun):
-    """A file that is to be in place. Paths are inside the root."""
+    """A file that is to be in place: a copy, a link, or a text of ours. Paths are inside the root."""
 
-    source: str  # what it is a copy of
+    source: str = ""  # what it is a copy of
     temporary: str
     target: str
     backup: str  # where what was at `target` is kept until all is well
     sha256: str = ""  # of the content; known from the commit phase on
     replaces: bool = False  # something was at `target`
+    link: str = ""  # what it says, when it is to be a link
+    text: str = ""  # what it holds, when it is of our own making
 
 
 class Archived(Noun):
@@ -56,9 +58,7 @@ class Entry(Noun):
     doomed: tuple[InstalledFile, ...] = ()  # to remove, each only if its content still is what we put there
     made: tuple[str, ...] = ()  # directories that are made for it, outermost first
     emptied: tuple[str, ...] = ()  # directories that may go when nothing is left in them, innermost first
-    link: str = ""  # DKMS's active link; "" = leave it
-    link_to: str = ""  # "" = remove it
-    records: tuple[Record, ...] = ()  # as they are to be afterwards
+    unlink: str = ""  # DKMS's active link, when it is to go
 
 
 def new_id() -> str:

@@ -39,6 +39,22 @@ def stored_content(root: Root, settings: Settings, cell: decisions.Cell) -> set[
     return {transaction.checksum(path) for directory in directories for path in _modules(directory)}
 
 
+def other(root: Root, settings: Settings, cell: decisions.Cell, path: str, sha256: str) -> str:
+    """Which other module, as MODULE/VERSION, has a file in the cell's kernel: by our records, or as DKMS tells; "" = none."""
+    module, _, kernel, arch = cell
+    for one in decisions.recorded_cells(root, "records"):
+        record = decisions.record(root, one) if one[0] != module and one[2:] == (kernel, arch) else None
+        if record is not None and any(file.path == path and file.sha256 == sha256 for file in record.files):
+            return f"{one[0]}/{one[1]}"
+    name = path.rpartition("/")[2]
+    for link in sorted(root.resolve(settings.dkms_tree).glob(f"*/kernel-{kernel}-{arch}")):
+        if link.parent.name != module and link.is_symlink():
+            stored = root.resolve(f"{settings.dkms_tree}/{link.parent.name}/{link.name}/module/{name}")
+            if transaction.is_file(stored, sha256):
+                return f"{link.parent.name}/{os.readlink(link).partition('/')[0]}"
+    return ""
+
+
 def adopt(root: Root, settings: Settings, tree: str, cell: decisions.Cell) -> None:
     """Record what real DKMS installed of a version, before its build in the DKMS tree is replaced by ours.
 

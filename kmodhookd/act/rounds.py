@@ -29,6 +29,23 @@ class Round:
         """Whether a further round may put more into this kernel."""
         return any(one.kernel == kernel and one.state is State.WAITING_DEPENDENCY for one in self.plan.cells)
 
+    def ready(self, todo: list[Action]) -> list[Action]:
+        """Without what is made from modules that are about to be made themselves: that is for the next round.
+
+        Modules that wait for each other in a circle are not put off when nothing else is left.
+        """
+        moving = {(one.module, one.kernel) for one in todo if one.kind in (ActionKind.BUILD, ActionKind.INSTALL)}
+        kept = [one for one in todo if not any((name, one.kernel) in moving for name in self._depends(one))]
+        return kept or todo
+
+    def _depends(self, action: Action) -> tuple[str, ...]:
+        """The other modules that an action needs to be in their places."""
+        placement = self.placements.get((action.module, action.version, action.kernel))
+        makes = action.kind in (ActionKind.BUILD, ActionKind.INSTALL)
+        if not makes or placement is None or placement.recipe is None:
+            return ()
+        return tuple(name for name in placement.recipe.depends if name != action.module)
+
     def kernel(self, action: Action) -> Kernel:
         """The action's kernel; a bare one when only the DKMS tree still knows of it."""
         if action.kernel in self.kernels:

@@ -28,7 +28,6 @@ from kmodhookd.model import (
     Action,
     ActionKind,
     FailureClass,
-    HeadersState,
     Inventory,
     Kernel,
     Placement,
@@ -38,7 +37,7 @@ from kmodhookd.model import (
 )
 from kmodhookd.observe import decisions, families
 from kmodhookd.observe.inventory import look
-from kmodhookd.plan import cells
+from kmodhookd.plan import cells, intree
 from kmodhookd.plan import decisions as standing
 from kmodhookd.plan.planner import ASKED
 from kmodhookd.protocol import WorkerEvent
@@ -88,7 +87,7 @@ class Work:
     def do(self, inventory: Inventory, plan: Plan) -> bool:
         """Do what the plan says and was not tried before; whether there was anything to do."""
         now = Round(inventory, plan, self.root.inside(self.root.modules))
-        todo = [action for action in plan.actions if now.attempt(action.kind, action) not in self._tried]
+        todo = now.ready([action for action in plan.actions if now.attempt(action.kind, action) not in self._tried])
         self._tried |= {now.attempt(action.kind, action) for action in todo}
         self._simple(now, todo, ActionKind.ADD)
         self._produce(now, [one for one in todo if one.kind in (ActionKind.BUILD, ActionKind.INSTALL)])
@@ -288,12 +287,12 @@ class Work:
         with self._apart(_name(action), faults.append):
             assert placement.recipe is not None
             kernel, record = now.kernels[action.kernel], decisions.record(self.root, _cell(action))
-            done = install.install(self.root, self.settings, self.family, kernel, placement.recipe, record)
+            # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
+            skip = intree.stands_back(placement, self.settings)
+            skip = frozenset() if len(skip) == len(placement.stored) else skip
+            hand, what = action.by_hand, placement.recipe
+            install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, by_hand=hand)
             self._dirty.add(action.kernel)
-            by_hand = action.by_hand or done.by_hand
-            update = {"installed_fingerprint": done.fingerprint, "installed": time.time(), "by_hand": by_hand}
-            update["for_headers"] = kernel.headers.state is HeadersState.ALONE  # a person's word: no plan says so
-            decisions.save_record(self.root, done.model_copy(update={**update, "installed_key": done.key}))
             decisions.forget(self.root, "failures", _cell(action))
         if faults:
             self.jobs.fail_install(action, placement, faults[0], FailureClass.INSTALL)

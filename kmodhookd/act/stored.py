@@ -3,13 +3,14 @@
 
 TREE/MODULE/VERSION/KERNEL/ARCH/module/NAME.ko[.xz]     and Module.symvers
 TREE/MODULE/VERSION/KERNEL/ARCH/log/make.log
+TREE/MODULE/VERSION/KERNEL/ARCH/.dep_NAME               (`observe.dependencies`)
 TREE/MODULE/VERSION/KERNEL/.tmp_ARCH_XXXXXX             while it is put there
 """
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from kmodhookd.act import ownership
 from kmodhookd.act.failures import BuildFailed, from_os
 from kmodhookd.act.workspace import Workspace, copy_content
 from kmodhookd.model import FailureClass, Recipe, Source
-from kmodhookd.observe import decisions
+from kmodhookd.observe import decisions, dependencies
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -72,13 +73,13 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
         kernel.mkdir(parents=True, exist_ok=True)
         cell = (recipe.module, recipe.version, recipe.kernel, recipe.arch)
         ownership.adopt(root, settings, f"{root.inside(root.modules)}/{recipe.kernel}", cell)
-        staged = Path(tempfile.mkdtemp(prefix=f".tmp_{recipe.arch}_", dir=kernel))
-        os.chmod(staged, 0o755)
+        staged = _staging(kernel, recipe.arch)
         for directory, files in (("module", built.files), ("log", (built.log,))):
             (staged / directory).mkdir()
             for file in files:
                 _copy_synced(file, staged / directory / file.name)
             store.sync_directory(staged / directory)
+        _mark_dependencies(root, settings, recipe, staged)
         store.sync_directory(staged)
         _replace(staged, kernel / recipe.arch)
         with contextlib.suppress(OSError):
@@ -101,9 +102,8 @@ def store_loaded(root: Root, settings: Settings, cell: decisions.Cell, directory
     kernel = root.resolve(settings.dkms_tree) / module / version / release
     kernel.mkdir(parents=True, exist_ok=True)
     ownership.adopt(root, settings, f"{root.inside(root.modules)}/{release}", cell)
-    staged = Path(tempfile.mkdtemp(prefix=f".tmp_{arch}_", dir=kernel))
+    staged = _staging(kernel, arch)
     try:
-        os.chmod(staged, 0o755)
         for name in ("module", "log"):
             (staged / name).mkdir()
         for file in sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()):
@@ -140,6 +140,24 @@ def sweep(root: Root, settings: Settings, *, dry: bool = False) -> bool:
         else:
             shutil.rmtree(path, ignore_errors=True)
     return found
+
+
+def _staging(kernel: Path, arch: str) -> Path:
+    """A new directory under real DKMS's name for such a thing; with no underscore but the two, by which `sweep` goes."""
+    staged = kernel / f".tmp_{arch}_{secrets.token_hex(6)}"
+    staged.mkdir()
+    os.chmod(staged, 0o755)
+    return staged
+
+
+def _mark_dependencies(root: Root, settings: Settings, recipe: Recipe, staged: Path) -> None:
+    """Which versions it was built upon, where DKMS goes by that (BUILD_DEPENDS_REBUILD)."""
+    found = dependencies.versions(root, settings, recipe) if recipe.depends_rebuild else {}
+    for name, version in found.items():
+        with (staged / f"{dependencies.MARKER}{name}").open("x", encoding="utf-8") as file:
+            file.write(f"{version}\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _copy_synced(source: Path, target: Path) -> None:

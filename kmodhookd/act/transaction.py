@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A change to a module tree, as a transaction: stage, verify, journal, rename, sync; then and only then take things away.
 
-Up to the end of the commit phase everything can be undone by renaming and unlinking alone, so a full disk cannot prevent
-that. Every step can be repeated: recovery runs the same code over what a crash left.
+Up to the end of the commit phase everything can be undone by renaming and unlinking alone, and nothing else is left to do
+after it, so a full disk can prevent neither. That is why DKMS's link and our records are staged and renamed like the
+modules. Every step can be repeated: recovery runs the same code over what a crash left.
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from kmodhookd.act import debts, journal
 from kmodhookd.act.journal import Archived, Entry, Item
 from kmodhookd.act.workspace import copy_content
 from kmodhookd.model import InstalledFile
-from kmodhookd.observe import decisions
 from kmodhookd.root import Root
 
 
@@ -48,15 +48,28 @@ def stage(root: Root, entry: Entry) -> tuple[Item, ...]:
 
 
 def _stage(root: Root, item: Item) -> Item:
-    source, temporary = root.resolve(item.source), _place(root, item.temporary)
-    wanted = checksum(source)
-    with source.open("rb") as reading, temporary.open("xb") as writing:
-        copy_content(reading.fileno(), writing.fileno())
+    temporary = _place(root, item.temporary)
+    if item.link:
+        temporary.symlink_to(item.link)
+        return item
+    text = item.text.encode()
+    wanted = hashlib.sha256(text).hexdigest() if item.text else checksum(root.resolve(item.source))
+    with temporary.open("xb", buffering=0) as writing:
+        if item.text:
+            _write(writing.fileno(), text)
+        else:
+            with root.resolve(item.source).open("rb") as reading:
+                copy_content(reading.fileno(), writing.fileno())
         os.fchmod(writing.fileno(), 0o644)
         os.fsync(writing.fileno())
     if checksum(temporary) != wanted:
         raise OSError(errno.EIO, "what was written is not what is read back", str(temporary))
     return item.model_copy(update={"sha256": wanted})
+
+
+def _write(fd: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(fd, text) :]
 
 
 def commit(root: Root, entry: Entry) -> None:
@@ -77,18 +90,18 @@ def commit(root: Root, entry: Entry) -> None:
 
 
 def finish(root: Root, entry: Entry) -> list[str]:
-    """What follows from the new files being in. Returns what was left alone, in sentences."""
-    _set_link(root, entry)
-    for record in entry.records:
-        decisions.save_record(root, record)
+    """What follows from the new files being in, none of which needs room. Returns what was left alone, in sentences."""
+    if entry.unlink:
+        _place(root, entry.unlink).unlink(missing_ok=True)
     left = [sentence for file in entry.doomed if (sentence := _remove(root, entry, file))]
     for item in entry.items:
         _place(root, item.backup).unlink(missing_ok=True)
     for path in entry.restored:
         for archived in (path, f"{path}.origin"):
             _place(root, archived).unlink(missing_ok=True)
-        _remove_empty(root, [path.rpartition("/")[0]])
-    sync(root, [*(item.target for item in entry.items), *(file.path for file in entry.doomed)])
+        _remove_empty(root, _archive_directories(path))
+    gone = [*(file.path for file in entry.doomed), *([entry.unlink] if entry.unlink else [])]
+    sync(root, [*(item.target for item in entry.items), *gone])
     _remove_empty(root, entry.emptied)
     journal.close(root, entry)
     return left
@@ -103,7 +116,7 @@ def undo(root: Root, entry: Entry) -> None:
             target = _place(root, archived.path)
             for path in (target, *target.parent.glob(f"{target.name}.origin"), *target.parent.glob(f".{target.name}*")):
                 path.unlink(missing_ok=True)
-            _remove_empty(root, [archived.path.rpartition("/")[0]])
+            _remove_empty(root, _archive_directories(archived.path))
         sync(root, (item.target for item in entry.items))
         _remove_empty(root, reversed(entry.made))
     except OSError:
@@ -113,13 +126,13 @@ def undo(root: Root, entry: Entry) -> None:
 
 def _undo(root: Root, item: Item) -> None:
     temporary, target, backup = (_place(root, path) for path in (item.temporary, item.target, item.backup))
-    renamed = item.sha256 and not os.path.lexists(temporary)
+    renamed = (item.sha256 or item.link) and not os.path.lexists(temporary)
     temporary.unlink(missing_ok=True)
     if not renamed:
         backup.unlink(missing_ok=True)
     elif os.path.lexists(backup):
         os.rename(backup, target)
-    elif not item.replaces and is_file(target, item.sha256):
+    elif not item.replaces and _is_put(root, item, item.target):
         target.unlink()
 
 
@@ -139,10 +152,15 @@ def recover(root: Root, entry: Entry) -> str:
 
 def _can_finish(root: Root, entry: Entry) -> bool:
     """Whether each file is whole, beside its place or in it."""
-    return all(
-        is_file(_place(root, item.temporary), item.sha256) or is_file(_place(root, item.target), item.sha256)
-        for item in entry.items
-    )
+    return all(_is_put(root, item, item.temporary) or _is_put(root, item, item.target) for item in entry.items)
+
+
+def _is_put(root: Root, item: Item, inside: str) -> bool:
+    """Whether what an item puts into the tree is at this path."""
+    path = _place(root, inside)
+    if item.link:
+        return path.is_symlink() and os.readlink(path) == item.link
+    return is_file(path, item.sha256)
 
 
 # --- small steps ----------------------------------------------------------------------------------------------------
@@ -170,30 +188,12 @@ def _archive(root: Root, archived: Archived) -> None:
     store.write_atomic(target, source.read_bytes())
 
 
-def _set_link(root: Root, entry: Entry) -> None:
-    """DKMS's `kernel-K-A`, replaced in one step."""
-    if not entry.link:
-        return
-    link = _place(root, entry.link)
-    if not entry.link_to:
-        link.unlink(missing_ok=True)
-    elif not (link.is_symlink() and os.readlink(link) == entry.link_to):
-        temporary = link.with_name(f".{link.name}.{entry.id}")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(entry.link_to)
-        os.rename(temporary, link)
-    else:
-        return
-    store.sync_directory(link.parent)
-
-
 def _remove(root: Root, entry: Entry, file: InstalledFile) -> str:
     """Remove a file of ours; a sentence when it is no longer ours."""
     path = _place(root, file.path)
     if not os.path.lexists(path) or any(item.target == file.path for item in entry.items):
         return ""
-    # A link is DKMS's `symlink_modules`: it is ours when what it leads to is.
-    if is_file(root.resolve(file.path) if path.is_symlink() else path, file.sha256):
+    if is_ours(root, file):
         path.unlink()
         return ""
     return f"{file.path} is not what was installed there; it is left alone"
@@ -203,6 +203,13 @@ def _remove_empty(root: Root, directories: Iterable[str]) -> None:
     for directory in directories:
         with contextlib.suppress(OSError):  # not empty, or gone already
             _place(root, directory).rmdir()
+
+
+def _archive_directories(path: str) -> list[str]:
+    """The directories of DKMS's archive from a file in it up to `original_module`, innermost first."""
+    top, _, below = path.partition("/original_module/")
+    parts = below.split("/")[:-1]
+    return ["/".join((f"{top}/original_module", *parts[:depth])) for depth in range(len(parts), -1, -1)]
 
 
 def sync(root: Root, files: Iterable[str]) -> None:
@@ -216,6 +223,17 @@ def sync(root: Root, files: Iterable[str]) -> None:
 def _place(root: Root, inside: str) -> Path:
     """The path outside; its directories resolved, its last component itself, link or not."""
     return root.resolve(inside, follow_last=False)
+
+
+def is_ours(root: Root, file: InstalledFile) -> bool:
+    """Whether a file still is what we put there.
+
+    A link is DKMS's `symlink_modules`: it is ours when it says what we wrote, or when what it leads to is.
+    """
+    path = _place(root, file.path)
+    if not path.is_symlink():
+        return is_file(path, file.sha256)
+    return os.readlink(path) == file.link or is_file(root.resolve(file.path), file.sha256)
 
 
 def is_file(path: Path, sha256: str) -> bool:

@@ -21,7 +21,7 @@ from kmodhookd.model import (
     Recipe,
     Source,
 )
-from kmodhookd.observe import decisions, dkmsconf, dkmstree, families, keys, recipes, sources, vanished
+from kmodhookd.observe import decisions, dependencies, dkmsconf, dkmstree, families, keys, recipes, sources, vanished
 from kmodhookd.observe import kernels as kernel_trees
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.inspector import Inspector
@@ -48,6 +48,9 @@ class _Look:
     trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
     configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
     signing: dict[str, keys.Signing] = field(default_factory=dict)
+    recorded: dict[tuple[str, str], set[str]] = field(
+        default_factory=lambda: defaultdict(set)
+    )  # module, release → files
 
 
 def look(root: Root, settings: Settings) -> Inventory:
@@ -63,6 +66,9 @@ def look(root: Root, settings: Settings) -> Inventory:
     at = _Look(root, settings, family, tree, Inspector(root), _tools(root))
     at.trees.update({release: survey.modules for release, survey in surveys.items()})
     at.problems += [*settings.problems, *kernel_problems, *source_problems, *tree.problems]
+    for cell in decisions.recorded_cells(root, "records"):
+        record = decisions.record(root, cell)
+        at.recorded[cell[0], cell[2]] |= {file.path for file in record.files} if record else set()
     placements: list[Placement] = []
     with_ours = {release for release, _ in _ours(root, tree)}
     usable = [kernel for kernel in kernels if not kernel.leaving or kernel.release in with_ours]
@@ -145,12 +151,15 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
     stored_paths = version.built.get((kernel.release, kernel.arch)) if version else None
     stored = tuple(at.inspector.artifact(path) for path in stored_paths or ())
     names = _names(recipe, stored)
-    placed = {file.path for file in record.files} if record else set()
+    targets = set()
     if recipe is not None:
         for module in recipe.modules:
             directory = destination(at.family, kernel, module)
-            placed |= {f"{directory}/{module.dest_name}{suffix}" for suffix in SUFFIXES}
-    groups = _classify(at, kernel, names, placed)
+            targets |= {f"{directory}/{module.dest_name}{suffix}" for suffix in SUFFIXES}
+    # What lies there while DKMS has no version of it active is not its.
+    active = (source.module, kernel.release, kernel.arch) in at.tree.active
+    placed = at.recorded[source.module, kernel.release] | (targets if active else set())
+    groups = _classify(at, kernel, names, placed, targets)
     if kernel.release not in at.signing:
         at.signing[kernel.release] = keys.signing(at.root, at.settings, kernel, at.configs.get(kernel.release))
     return Placement(
@@ -167,9 +176,11 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
         installed=tuple(groups["installed"]),
         in_tree=tuple(groups["in_tree"]),
         weak=tuple(groups["weak"]),
+        archived=(source.module, kernel.release, kernel.arch) in at.tree.originals,
+        outdated=dependencies.outdated(at.root, at.settings, recipe) if recipe is not None and stored else "",
         record=record,
         failure=decisions.failure(at.root, cell),
-        fingerprint=_fingerprint(source, kernel, recipe),
+        fingerprint=_fingerprint(at, source, kernel, recipe),
         tools=at.tools,
         key=at.signing[kernel.release].identity,
         signing=at.signing[kernel.release].inputs,
@@ -203,26 +214,40 @@ def _names(recipe: Recipe | None, stored: tuple[Artifact, ...]) -> set[str]:
     return names
 
 
-def _classify(at: _Look, kernel: Kernel, names: set[str], placed: set[str]) -> dict[str, list[Artifact]]:
+def _classify(
+    at: _Look, kernel: Kernel, names: set[str], placed: set[str], targets: set[str]
+) -> dict[str, list[Artifact]]:
     """The .ko files of these names in the kernel's tree: ours, the kernel's own, weak links."""
     if kernel.release not in at.trees:
         at.trees[kernel.release] = walk(at.root, kernel.tree)
     groups: dict[str, list[Artifact]] = defaultdict(list)
     for name in sorted(names):
         for found in at.trees[kernel.release].get(name, ()):
-            relative = found.path.removeprefix(kernel.tree)
             if found.path in placed:
                 groups["installed"].append(at.inspector.artifact(found.path))
-            elif found.link and (relative.startswith("/weak-updates/") or not found.link.startswith(f"{kernel.tree}/")):
-                groups["weak"].append(Artifact(path=found.path, module=name, link=found.link))
+            elif found.link and _is_weak(at, kernel, found):
+                weak = at.inspector.artifact(found.path, hashed=False)
+                groups["weak"].append(weak.model_copy(update={"link": found.link}))
             else:
-                groups["in_tree"].append(at.inspector.artifact(found.path, hashed=False))
+                # At our own place it may be what a DKMS that was killed put there.
+                groups["in_tree"].append(at.inspector.artifact(found.path, hashed=found.path in targets))
     return groups
 
 
-def _fingerprint(source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
+def _is_weak(at: _Look, kernel: Kernel, found: Found) -> bool:
+    """Whether a link is of the distribution's weak-modules tools (RHEL's weak-modules, SUSE's weak-modules2).
+
+    They put links below weak-updates/, into the tree of the kernel that a module was built for.
+    """
+    modules = at.root.inside(at.root.modules)
+    elsewhere = found.link.startswith(f"{modules}/") and not found.link.startswith(f"{kernel.tree}/")
+    return elsewhere or found.path.startswith(f"{kernel.tree}/weak-updates/")
+
+
+def _fingerprint(at: _Look, source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
     """Of everything that a build is made from; "" while something of it cannot be read."""
     if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
         return ""
-    parts = (source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    parts = [source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint]
+    inherited = dependencies.fingerprint(at.root, at.settings, recipe) if recipe.depends else ""
+    return hashlib.sha256("\0".join([*parts, *([inherited] if inherited else [])]).encode()).hexdigest()

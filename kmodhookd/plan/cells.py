@@ -6,11 +6,10 @@ interface.md; the first that holds names the state, all of them are told by `Exp
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kmodhookd.model import (
-    Artifact,
     Cell,
     Decision,
     Fact,
@@ -22,7 +21,7 @@ from kmodhookd.model import (
     State,
 )
 from kmodhookd.plan import decisions as decided
-from kmodhookd.plan.versions import compare
+from kmodhookd.plan import intree
 from kmodhookd.settings import Settings
 
 THERE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
@@ -52,6 +51,8 @@ def damage(placement: Placement) -> str:
         artifact = there.get(file.path)
         if artifact is None:
             return f"{file.path} is missing"
+        if file.link and artifact.link == file.link and not artifact.problem:
+            continue  # what it leads to is a build of ours, perhaps of other inputs: that is not damage
         if artifact.problem or (artifact.sha256 and artifact.sha256 != file.sha256):
             return f"{file.path} is not what was installed" + (f": {artifact.problem}" if artifact.problem else "")
     return ""
@@ -65,7 +66,12 @@ def is_installed(placement: Placement) -> bool:
         return False
     installed = {artifact.module: artifact.sha256 for artifact in placement.installed}
     stored = {artifact.module: artifact.sha256 for artifact in placement.stored}
-    return bool(stored) and all(installed.get(module) == digest for module, digest in stored.items())
+    there = {module for module, digest in stored.items() if installed.get(module) == digest}
+    # DKMS leaves out a module of which the kernel has its own, the same or newer.
+    own = {intree.kernel_name(artifact) for artifact in placement.in_tree} - {
+        intree.kernel_name(artifact) for artifact in placement.installed
+    }
+    return bool(there) and all(one.module in there or intree.kernel_name(one) in own for one in placement.stored)
 
 
 def is_for_headers(placement: Placement, kernel: Kernel) -> bool:
@@ -78,6 +84,8 @@ def is_for_headers(placement: Placement, kernel: Kernel) -> bool:
 def is_current(placement: Placement) -> bool:
     """Whether what is installed was made from the inputs as they are now, as far as that can be told."""
     record = placement.record
+    if placement.outdated and is_installed(placement):
+        return False
     if record is None or not placement.fingerprint or not record.installed_fingerprint:
         return True
     return record.installed_fingerprint == placement.fingerprint and _key_agrees(placement, record.installed_key)
@@ -92,7 +100,23 @@ def is_compiled(placement: Placement) -> bool:
     """The same but for the signature: when the key alone is another one, nothing has to be compiled."""
     record = placement.record
     whole = bool(placement.stored) and not any(artifact.problem for artifact in placement.stored)
-    return placement.built and whole and record is not None and record.fingerprint == placement.fingerprint
+    same = record is not None and record.fingerprint == placement.fingerprint
+    return placement.built and whole and same and not placement.outdated
+
+
+def is_linked(placement: Placement) -> bool:
+    """Whether the distribution's weak-modules tools provide every module of it, built for another kernel (K2).
+
+    A link that leads to nothing, or to no module, provides none; with NO_WEAK_MODULES none of them counts.
+    """
+    recipe = placement.recipe
+    if recipe is not None and recipe.no_weak_modules:
+        return False
+    linked = intree.names(artifact for artifact in placement.weak if not artifact.problem)
+    if recipe is None:
+        return bool(linked)
+    needed = {module.dest_name.replace("-", "_") for module in recipe.modules if not module.excluded}
+    return bool(linked) and needed <= linked
 
 
 def _key_agrees(placement: Placement, key: str) -> bool:
@@ -117,29 +141,6 @@ def failure_stands(placement: Placement) -> bool:
     return failure.cause is not FailureClass.COMPILER or failure.tools == placement.tools
 
 
-def wins_in_tree(placement: Placement) -> Artifact | None:
-    """The kernel's own module that is the same or newer, when it holds for every module of the recipe.
-
-    As DKMS decides (facts of dkms.8, "version sanity"): a newer version wins; the same version wins when the source
-    version agrees as well; a module without a version never does.
-    """
-    recipe = placement.recipe
-    if recipe is None or not placement.stored:
-        return None
-    own = {artifact.module: artifact for artifact in placement.in_tree}
-    winner = None
-    for artifact in placement.stored:
-        rival = own.get(artifact.module)
-        if rival is None or not rival.version or not artifact.version:
-            return None
-        order = compare(rival.version, artifact.version)
-        same = order == 0 and rival.srcversion == artifact.srcversion and bool(rival.srcversion)
-        if order < 0 or (order == 0 and not same):
-            return None
-        winner = rival
-    return winner
-
-
 def judge(placement: Placement, context: Context) -> Cell:
     """The state of a placement and all facts behind it."""
     facts: list[Fact] = []
@@ -150,7 +151,7 @@ def judge(placement: Placement, context: Context) -> Cell:
             state, fact = verdict
             states.append(state)
             facts.append(fact)
-    facts += _signature(placement)
+    facts += [*_signature(placement), *_remarks(placement, context)]
     return Cell(
         module=placement.module,
         version=placement.version,
@@ -160,8 +161,21 @@ def judge(placement: Placement, context: Context) -> Cell:
         facts=tuple(facts),
         required=placement.module in context.settings.policy.required,
         wanted=_is_wanted(placement, context),
-        there=bool(placement.weak) or is_installed(placement),
+        there=is_linked(placement) or is_installed(placement),
     )
+
+
+def _remarks(placement: Placement, context: Context) -> Iterator[Fact]:
+    """What is worth knowing besides."""
+    for link in placement.weak:
+        if link.problem:
+            remedy = "the distribution's weak-modules tool makes and removes such links"
+            yield Fact(fact=f"weak link {link.path}", verdict=f"leads to no module ({link.problem})", remedy=remedy)
+        elif placement.recipe is not None and placement.recipe.no_weak_modules:
+            yield Fact(fact=f"weak link {link.path}", verdict="does not count: dkms.conf says NO_WEAK_MODULES")
+    if intree.wins(placement, context.settings) is None:
+        for module, rival in intree.winners(placement, context.settings).items():
+            yield Fact(fact=f"module {module}", verdict=f"the kernel's own {rival.path} is the same or newer")
 
 
 def _is_wanted(placement: Placement, context: Context) -> bool:
@@ -204,29 +218,38 @@ def _installed(placement: Placement, context: Context) -> Verdict:
 
 
 def _reused(placement: Placement, context: Context) -> Verdict:
-    if not placement.weak:
+    if not is_linked(placement):
         return None
-    link = placement.weak[0]
-    return State.REUSED, Fact(fact=f"weak link {link.path}", verdict=f"leads to {link.link}")
+    link = next(one for one in placement.weak if not one.problem)
+    origin = _kernel_of(link.link, context.kernel)
+    return State.REUSED, Fact(fact=f"weak link {link.path}", verdict=f"leads to {link.link}{origin}")
+
+
+def _kernel_of(path: str, here: Kernel) -> str:
+    """Which other kernel a module in a module tree was built for, in words."""
+    trees = here.tree.removesuffix(here.release)
+    release = path.removeprefix(trees).partition("/")[0] if path.startswith(trees) else ""
+    return f", built for {release}" if release not in ("", here.release) else ""
 
 
 def _stale(placement: Placement, context: Context) -> Verdict:
     if not is_installed(placement) or is_current(placement):
         return None
-    changed = "source, recipe, headers or compiler have changed since it was built"
+    changed = placement.outdated or "source, recipe, headers, compiler or a dependency have changed since it was built"
     if placement.record is not None and placement.record.installed_fingerprint == placement.fingerprint:
-        changed = "the signing key is another one than it was signed with"
+        changed = placement.outdated or "the signing key is another one than it was signed with"
     verdict = f"{changed}; what is installed still loads"
     remedy = _failure_text(placement) or "it is built again by itself"
     return State.STALE, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)
 
 
 def _in_tree(placement: Placement, context: Context) -> Verdict:
-    winner = wins_in_tree(placement)
+    winner = intree.wins(placement, context.settings)
     if winner is None:
         return None
     verdict = f"the kernel's own {winner.path} has version {winner.version}, the same or newer"
-    return State.IN_TREE, Fact(fact="the kernel's own modules", verdict=verdict)
+    remedy = f"kmodhookctl install --force {placement.module}/{placement.version} -k {placement.kernel}"
+    return State.IN_TREE, Fact(fact="the kernel's own modules", verdict=verdict, remedy=remedy)
 
 
 def _excluded(placement: Placement, context: Context) -> Verdict:
@@ -257,10 +280,10 @@ def _failed(placement: Placement, context: Context) -> Verdict:
     if failure is None or not failure_stands(placement):
         return None
     detail = f": {failure.line}" if failure.line else ""
-    times = f" ({failure.attempts} attempts)" if failure.attempts > 1 else ""
+    times = f", {failure.attempts} attempts" if failure.attempts > 1 else ""
     remedy = failure.remedy or f"kmodhookctl log {placement.module}/{placement.version} -k {placement.kernel}"
     fact = Fact(
-        fact=f"last attempt{times}" + (f", log {failure.log}" if failure.log else ""),
+        fact=f"last attempt ({failure.cause}{times})" + (f", log {failure.log}" if failure.log else ""),
         verdict=f"{failure.reason}{detail}",
         remedy=remedy,
     )

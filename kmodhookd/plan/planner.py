@@ -7,7 +7,7 @@ the gate holds back what we do by ourselves and nothing else; a tree that is sti
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kmodhookd.model import (
@@ -25,7 +25,7 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import boot, cells, decisions
+from kmodhookd.plan import boot, cells, decisions, dependencies, intree
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -49,6 +49,7 @@ class _Picture:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     cells: dict[Key, Cell] = field(default_factory=dict)
     chosen: dict[tuple[str, str], str] = field(default_factory=dict)  # module, kernel → version
+    there: Mapping[str, frozenset[str]] = field(default_factory=dict)  # kernel → modules on which others may build
 
 
 def make(
@@ -142,12 +143,9 @@ def _applies(picture: _Picture, placement: Placement) -> bool:
 def _judge_all(picture: _Picture) -> None:
     """Judge every cell; again while verdicts on dependencies still change."""
     known = frozenset(source.module for source in picture.inventory.sources)
-    depends = _dependencies(picture)
+    depends = dependencies.of_taken(picture.inventory.placements, picture.chosen)
     for _round in range(ROUNDS):
-        there: dict[str, set[str]] = defaultdict(set)
-        for cell in picture.cells.values():
-            if cells.satisfies(cell):
-                there[cell.kernel].add(cell.module)
+        there = picture.there = dependencies.there(picture.cells.values())
         before = {key: cell.state for key, cell in picture.cells.items()}
         for placement in picture.inventory.placements:
             context = cells.Context(
@@ -155,24 +153,14 @@ def _judge_all(picture: _Picture) -> None:
                 kernel=picture.kernels[placement.kernel],
                 decision=_decision(picture, placement),
                 superseded_by=_superseded_by(picture, placement),
-                missing_dependencies=cells.missing_dependencies(placement, frozenset(there[placement.kernel])),
-                cycle=cells.circle(placement.module, depends[placement.kernel]),
+                missing_dependencies=cells.missing_dependencies(placement, there[placement.kernel]),
+                cycle=cells.circle(placement.module, depends.get(placement.kernel, {})),
                 known_modules=known,
                 settings=picture.settings,
             )
             picture.cells[placement.module, placement.version, placement.kernel] = cells.judge(placement, context)
         if before == {key: cell.state for key, cell in picture.cells.items()}:
             return
-
-
-def _dependencies(picture: _Picture) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Kernel → module → what the version of it that is taken there depends on."""
-    found: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
-    for placement in picture.inventory.placements:
-        taken = picture.chosen.get((placement.module, placement.kernel)) == placement.version
-        if taken and placement.recipe is not None and placement.recipe.depends:
-            found[placement.kernel][placement.module] = placement.recipe.depends
-    return found
 
 
 def _decision(picture: _Picture, placement: Placement) -> Decision | None:
@@ -228,7 +216,7 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
             target = Target(module=placement.module, version=placement.version, kernel=placement.kernel)
             work.postponed.append(target)
         return
-    work.actions += _produce(placement, reason)
+    work.actions += _produce(placement, picture.settings, reason)
 
 
 def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool, str, str]:
@@ -262,6 +250,8 @@ def _can_build(picture: _Picture, placement: Placement) -> bool:
     source = picture.sources[placement.module, placement.version]
     if placement.recipe is None or (source.unpacked and not source.registered):
         return False
+    if cells.missing_dependencies(placement, picture.there[placement.kernel]):
+        return False  # also what is there already: without them its renewal could only fail
     return picture.kernels[placement.kernel].headers.state is HeadersState.PRESENT
 
 
@@ -280,7 +270,7 @@ def _unsettled(kernel: Kernel, source: Source, now: float) -> float:
     return SETTLE - age if 0 <= age < SETTLE else 0.0
 
 
-def _produce(placement: Placement, reason: str) -> list[Action]:
+def _produce(placement: Placement, settings: Settings, reason: str) -> list[Action]:
     """Build, unless what is in the DKMS tree is of the inputs as they are now; then install.
 
     Where the kernel has a module of that name, only the built one tells which is newer: it is looked at first.
@@ -288,7 +278,7 @@ def _produce(placement: Placement, reason: str) -> list[Action]:
     if reason == RESTORE:
         return [act(ActionKind.INSTALL, placement, reason)]
     build = reason == ASKED or not cells.is_fresh(placement)
-    compared = cells.is_fresh(placement) and cells.wins_in_tree(placement) is None
+    compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
     stands_back = placement.in_tree and not cells.is_installed(placement) and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []
     return actions if stands_back else [*actions, act(ActionKind.INSTALL, placement, reason)]
@@ -310,7 +300,7 @@ def _retire(placement: Placement, reason: str) -> list[Action]:
     """Our files out of the kernel's tree, then its directory out of the DKMS tree."""
     actions = []
     record = placement.record
-    if placement.active or (record is not None and record.files):
+    if placement.active or placement.archived or (record is not None and record.files):
         actions.append(act(ActionKind.UNINSTALL, placement, reason))
     if placement.built or record is not None:
         actions.append(act(ActionKind.UNBUILD, placement, reason))

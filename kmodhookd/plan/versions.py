@@ -16,6 +16,11 @@ _TOKEN = re.compile(
 )
 _RANKS = {"tilde": -2, "pre": -1, "suffix": 1, "word": 2, "number": 3}  # the end is 0
 
+# The name of a commit: a long hexadecimal number with at least one letter and one digit, alone or behind git's `g`.
+_COMMIT = re.compile(
+    r"(?<![0-9a-z])(?:git|g)?(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7,40}(?![0-9a-z])", re.IGNORECASE | re.ASCII
+)
+
 
 class Token(NamedTuple):
     """One piece of a version: numbers are ordered by length, then digits; everything else by its text."""
@@ -45,6 +50,13 @@ def key(version: str) -> tuple[tuple[Token, ...], str]:
 def compare(a: str, b: str) -> int:
     """-1 when `a` is older than `b`, 1 when it is newer, 0 when they are the same string."""
     return (key(a) > key(b)) - (key(a) < key(b))
+
+
+def is_newer(a: str, b: str) -> bool:
+    """Whether `a` is surely newer than `b`. Names of commits and versions without a number have no order."""
+    a, b = (_COMMIT.split(version, maxsplit=1)[0].rstrip("-._+~") for version in (a, b))
+    numbered = all(re.search(r"[0-9]", version) for version in (a, b))
+    return numbered and compare(a, b) > 0
 
 
 def _token(rank: int, text: str) -> Token:

@@ -269,7 +269,7 @@ class Verbs:
             cell = (placement.module, placement.version, placement.kernel, placement.arch)
             if cell not in put_off or not cells.is_fresh(placement):
                 continue
-            winner = in_tree_wins(placement, asked)
+            winner = in_tree_wins(placement, asked, self.settings)
             if winner is None:
                 late.append(asked.action(ActionKind.INSTALL, placement))
             elif asked.named:
@@ -281,7 +281,8 @@ class Verbs:
     def _do(self, inventory: Inventory, actions: Sequence[Action]) -> Result:
         work = Work(self.root, self.settings, Controls(), self.emit)
         work.begin()
-        work.do(inventory, Plan(actions=tuple(actions)))
+        while work.do(inventory, Plan(actions=tuple(actions))):
+            pass  # what depends on others comes in a round of its own
         work.finish(inventory)
         failed = []
         for action in actions:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kmodhookd.model import Action, ActionKind, HeadersState, Inventory, Kernel, Placement, Source
-from kmodhookd.plan import cells, planner
+from kmodhookd.plan import cells, intree, planner
+from kmodhookd.settings import Settings
 from kmodhookd.verbs.result import Failed, Obstacle, Result
 
 
@@ -120,9 +121,9 @@ def modules_there(inventory: Inventory, kernel: str) -> frozenset[str]:
     )
 
 
-def in_tree_wins(placement: Placement, asked: Asked) -> Failed | None:
+def in_tree_wins(placement: Placement, asked: Asked, settings: Settings) -> Failed | None:
     """The kernel's own module, when it is the same or newer and nobody said that it does not matter."""
-    rival = None if asked.force or asked.over_in_tree else cells.wins_in_tree(placement)
+    rival = None if asked.force or asked.over_in_tree else intree.wins(placement, settings)
     if rival is None:
         return None
     sentence = f"{placement.kernel}: the kernel's own {rival.path} is the same or newer; --force installs anyway"
@@ -132,7 +133,7 @@ def in_tree_wins(placement: Placement, asked: Asked) -> Failed | None:
 def removal(placement: Placement, reason: str, *, keep_build: bool = False) -> list[Action]:
     """Out of the kernel's tree, and what was built of it out of the DKMS tree."""
     actions = []
-    if placement.active or (placement.record is not None and placement.record.files):
+    if placement.active or placement.archived or (placement.record is not None and placement.record.files):
         actions.append(planner.act(ActionKind.UNINSTALL, placement, reason))
     if (placement.built or placement.record is not None) and not keep_build:
         actions.append(planner.act(ActionKind.UNBUILD, placement, reason))
