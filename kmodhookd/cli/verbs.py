@@ -2,11 +2,12 @@
 """The engine's verbs on the command line: add, build, install, uninstall, unbuild, remove."""
 
 import argparse
+import os
 import sys
 
-from kmodhookd import settings
 from kmodhookd.cli.exits import Exit
 from kmodhookd.model import DecisionKind
+from kmodhookd.observe import framework
 from kmodhookd.protocol import WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.verbs import Result, Verbs
@@ -21,7 +22,7 @@ TAKE_AWAY = {
 def run(arguments: argparse.Namespace) -> int:
     """Do the verb and tell what came of it."""
     root = Root(arguments.root)
-    verbs = Verbs(root, settings.load(root), _tell)
+    verbs = Verbs(root, framework.load(root, environment=os.environ), _tell)
     module, _, version = arguments.module.partition("/")
     if arguments.verb == "add":
         result = verbs.add(module, version)
