@@ -39,6 +39,7 @@ def run_script(root: Root, settings: Settings, recipe: Recipe, kind: Kind) -> st
         "module_version": recipe.version,
         "kernelver": recipe.kernel,
         "arch": recipe.arch,
+        **settings.invocation.of(recipe.module, recipe.version).assignments(),
     }
     argv = [f"{directory}/{words[0]}", *words[1:]]
     result = run_apart(root, argv, env=names, cwd=directory, timeout=TIMEOUT)

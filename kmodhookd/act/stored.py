@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Built:
     log: Path
     seconds: float
     mechanism: str
+    beside: tuple[tuple[str, Path], ...] = ()  # what POST_BUILD put beside the modules, by name below KERNEL/ARCH
 
 
 def failure_log(recipe: Recipe) -> str:
@@ -78,6 +80,7 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
             for file in files:
                 _copy_synced(file, staged / directory / file.name)
             store.sync_directory(staged / directory)
+        _put_beside(staged, built.beside)
         store.sync_directory(staged)
         _replace(staged, kernel / recipe.arch)
         with contextlib.suppress(OSError):
@@ -111,6 +114,16 @@ def sweep(root: Root, settings: Settings, *, dry: bool = False) -> bool:
         else:
             shutil.rmtree(path, ignore_errors=True)
     return found
+
+
+def _put_beside(staged: Path, files: Iterable[tuple[str, Path]]) -> None:
+    """What POST_BUILD wants kept; it may be a Module.symvers in place of the build's own."""
+    for name, file in files:
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        _copy_synced(file, target)
+        store.sync_directory(target.parent)
 
 
 def _copy_synced(source: Path, target: Path) -> None:
