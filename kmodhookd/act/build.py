@@ -27,6 +27,7 @@ from kmodhookd.act.workspace import Workspace, prepare
 from kmodhookd.confine import Limits, build_user, confine, mechanism
 from kmodhookd.errors import Fault
 from kmodhookd.model import FailureClass, Kernel, Recipe, Source
+from kmodhookd.observe import overlays
 from kmodhookd.observe.dkmsconf import kernel_config_file
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -187,11 +188,10 @@ def _script(work: _Build, kind: str, text: str) -> None:
         return
     work.progress(kind.replace("_", "-"), 0.06 if kind == "pre_build" else 0.95)
     program = text.split()[0]
-    override = f"/etc/dkms/{work.recipe.module}/{program}"
     directory = work.workspace.build_inside
-    if _executable(work.root.resolve(override)):
-        directory = os.path.dirname(override)
-    elif not _executable(work.workspace.build / program):
+    if overlays.script(work.root, work.recipe.module, program):
+        directory = f"{overlays.DIRECTORY}/{work.recipe.module}"
+    elif not overlays.executable(work.root, f"{directory}/{program}"):
         work.log.line(f"\nWarning: The {kind} script is not executable.")
         return
     path = shlex.quote(directory)
@@ -365,13 +365,6 @@ def _count(work: _Build, chunk: bytes) -> None:
 def _failure(work: _Build, result: run.Result, doing: str, fallback: FailureClass) -> BuildFailed:
     limit, directory = f"{work.settings.build.timeout} s", work.workspace.build_inside
     return from_result(work.recipe, result, doing, fallback, limit=limit, directory=directory)
-
-
-def _executable(path: Path) -> bool:
-    try:
-        return path.is_file() and bool(path.stat().st_mode & 0o111)
-    except OSError:
-        return False
 
 
 def source_directory(root: Root, kernel: Kernel) -> str:

@@ -138,7 +138,7 @@ class Work:
             self._commit(now, kernel, installs.pop(kernel))
         if not builds:
             return
-        server = JobServer(self.settings.build.jobs)
+        server = JobServer(self.settings.jobs)
         pulse = Pulse(build_user(self.root)[0], self.jobs.beat)
         with server, pulse, ThreadPoolExecutor(max_workers=server.tokens) as pool:
             futures: dict[Future[None], Action] = {}

@@ -21,7 +21,7 @@ from kmodhookd.model import (
     Recipe,
     Source,
 )
-from kmodhookd.observe import decisions, dkmsconf, dkmstree, families, recipes, sources, vanished
+from kmodhookd.observe import decisions, dkmsconf, dkmstree, families, overlays, recipes, sources, vanished
 from kmodhookd.observe import kernels as kernel_trees
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.inspector import Inspector
@@ -117,9 +117,14 @@ def _placements(at: _Look, source: Source, kernels: list[Kernel]) -> list[Placem
     """A source on every kernel. One reading of dkms.conf serves them all."""
     targets = [(kernel.release, kernel.arch) for kernel in kernels]
     confs: Mapping[tuple[str, str], Conf | Fault] = {}
+    plain: Mapping[tuple[str, str], Conf | Fault] = {}
     if source.directory and not source.problem and targets:
-        confs = dkmsconf.read_conf(at.root, at.settings, source, targets)
-    return [_placement(at, source, kernel, confs.get((kernel.release, kernel.arch))) for kernel in kernels]
+        plain = confs = dkmsconf.read_conf(at.root, at.settings, source, targets)
+        if at.settings.invocation.plain != at.settings.invocation:
+            as_files_say = at.settings.model_copy(update={"invocation": at.settings.invocation.plain})
+            plain = dkmsconf.read_conf(at.root, as_files_say, source, targets)
+    cells = [(kernel, (kernel.release, kernel.arch)) for kernel in kernels]
+    return [_placement(at, source, kernel, confs.get(cell), plain.get(cell)) for kernel, cell in cells]
 
 
 def _tools(root: Root) -> str:
@@ -136,9 +141,13 @@ def _tools(root: Root) -> str:
     return hashlib.sha256("\0".join(sorted(found)).encode()).hexdigest()
 
 
-def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None) -> Placement:
+def _placement(
+    at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None, plain: Conf | Fault | None
+) -> Placement:
+    """`plain` is the conf without what one call changes in it: what was built by that is not stale for the next look."""
     cell = (source.module, source.version, kernel.release, kernel.arch)
     recipe, problem, remedy = _recipe(at, source, kernel, conf)
+    as_files_say = recipe if plain is conf else _recipe(at, source, kernel, plain)[0] or recipe
     record = decisions.record(at.root, cell)
     version = at.tree.versions.get((source.module, source.version))
     stored_paths = version.built.get((kernel.release, kernel.arch)) if version else None
@@ -166,7 +175,7 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
         weak=tuple(groups["weak"]),
         record=record,
         failure=decisions.failure(at.root, cell),
-        fingerprint=_fingerprint(source, kernel, recipe),
+        fingerprint=_fingerprint(at, source, kernel, as_files_say),
         tools=at.tools,
     )
 
@@ -178,7 +187,9 @@ def _recipe(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None
     if conf is None:
         return None, source.problem or "there is no dkms.conf", source.remedy
     if kernel.release not in at.configs:
-        at.configs[kernel.release] = kernel_config(at.root, kernel.release, kernel.headers.directory)
+        asked = at.settings.invocation.kernel_config
+        directory = kernel.headers.directory
+        at.configs[kernel.release] = kernel_config(at.root, kernel.release, directory, asked=asked)
     try:
         made = recipes.recipe(
             conf, source.module, source.version, kernel.release, kernel.arch, at.configs[kernel.release] or None
@@ -215,9 +226,10 @@ def _classify(at: _Look, kernel: Kernel, names: set[str], placed: set[str]) -> d
     return groups
 
 
-def _fingerprint(source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
+def _fingerprint(at: _Look, source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
     """Of everything that a build is made from; "" while something of it cannot be read."""
     if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
         return ""
-    parts = (source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint)
+    parts = [source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint]
+    parts += [laid_over] if (laid_over := overlays.fingerprint(at.root, at.settings, recipe)) else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
