@@ -128,6 +128,9 @@ class Verbs:
         work.begin()
         work.do(inventory, Plan(actions=tuple(actions)))
         work.finish(inventory)
+        asked_for = {action.kernel for action in actions if action.kind is ActionKind.INSTALL}
+        if self.settings.dkms.modprobe_on_install and work.installed and inventory.running in asked_for:
+            work.load_modules()
         failures = [
             f"{action.kernel}: {failure.reason}{': ' + failure.line if failure.line else ''}"
             for action in actions
