@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What an administrator lays over a build, and what one call asks for: what of it makes a built module stale, and what not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def environment(root: Root, text: str) -> None:
     trees.make(root.prefix, {"/etc/dkms/framework.conf": "build_environment=/etc/dkms/env\n", "/etc/dkms/env": text})
 
 
-CHANGES = {
+CHANGES: dict[str, tuple[Callable[[Root], None], set[str]]] = {
     "a patch is added": (lambda root: executable(root, "/etc/dkms/foo/patches/a.patch", mode=0o644), {"foo"}),
     "a script is replaced": (lambda root: executable(root, "/etc/dkms/foo/pre.sh"), {"foo"}),
     "an override file": (lambda root: executable(root, "/etc/dkms/foo.conf", "STRIP=no\n"), {"foo"}),
