@@ -11,7 +11,7 @@ from kmodhookd import confine
 from kmodhookd.act import registry
 from kmodhookd.act.stored import Built, store_built
 from kmodhookd.model import FailureClass, Kernel, Recipe, Source
-from kmodhookd.observe import dkmstree
+from kmodhookd.observe import dkmstree, framework, inventory
 from kmodhookd.observe.elf import read_module
 from kmodhookd.settings import Dkms, Invocation, Settings
 
@@ -261,3 +261,28 @@ def test_a_compressor_s_options(bench: Bench, k2: Kernel, system: Overlay, optio
         failure = bench.fails_with(source, recipe, kernel)
         bench.settings = Settings()
         assert failure.cause is FailureClass.PRODUCT and "compress_xz_opts" in failure.remedy
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_looking_runs_no_package_code_as_root(bench: Bench, k2: Kernel) -> None:
+    """Neither dkms.conf nor framework.conf, where they need Bash; and they cannot even write where everybody may."""
+    place = bench.root.prefix / "srv/open"
+    place.mkdir(parents=True)
+    place.chmod(0o777)
+    conf = 'PACKAGE_NAME=looked\nPACKAGE_VERSION=1\nDEST_MODULE_LOCATION=/extra\nid -u >> /srv/open/ran\nMAKE="make U=$(id -u)"\n'
+    bench.source("looked", **{"dkms.conf": conf})
+    main = bench.root.prefix / "etc/dkms/framework.conf"
+    theirs = main.read_bytes()
+    main.write_text("id -u >> /srv/open/ran\nparallel_jobs=$(id -u | cut -c1-2)\n")
+    try:
+        settings = framework.load(bench.root)
+        seen = inventory.look(bench.root, settings)
+    finally:
+        main.write_bytes(theirs)
+    (made,) = (one.recipe for one in seen.placements if (one.module, one.kernel) == ("looked", k2.release))
+    uid, _ = confine.build_user(bench.root)
+    assert made is not None and made.make == f"make U={uid}" and uid != 0
+    assert settings.dkms.parallel_jobs == int(str(uid)[:2])
+    assert list(place.iterdir()) == []
