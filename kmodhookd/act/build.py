@@ -127,7 +127,9 @@ def _build(
             cage = mechanism(root)
             log.heading(recipe.module, recipe.version, recipe.kernel, recipe.arch, cage)
             deadline = started + settings.build.timeout
-            view = treeview.prepare(root, settings, recipe, workspace, cage not in UNMOUNTED, uid, gid)
+            view = treeview.prepare(
+                root, settings, source, recipe, workspace, mounts=cage not in UNMOUNTED, uid=uid, gid=gid
+            )
             work = _Build(
                 *(root, settings, kernel, recipe, workspace, tools, log, view, jobserver, cancel, progress, deadline),
                 *(uid, gid),

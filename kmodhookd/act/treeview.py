@@ -22,7 +22,7 @@ from pathlib import Path
 from kmodhookd.act import product
 from kmodhookd.act.workspace import Workspace, copy_content
 from kmodhookd.errors import Fault
-from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Recipe
+from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Recipe, Source
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -85,7 +85,15 @@ class TreeView:
 
 
 def prepare(
-    root: Root, settings: Settings, recipe: Recipe, workspace: Workspace, mounts: bool, uid: int, gid: int
+    root: Root,
+    settings: Settings,
+    source: Source,
+    recipe: Recipe,
+    workspace: Workspace,
+    *,
+    mounts: bool,
+    uid: int,
+    gid: int,
 ) -> TreeView:
     """Make the private directory. `mounts`: whether the cage can show it at the real one's place. OSError on a full disk."""
     tree = settings.dkms_tree
@@ -94,7 +102,7 @@ def prepare(
     cell = own / recipe.kernel / recipe.arch
     cell.mkdir(parents=True)
     os.chown(cell, uid, gid)  # nothing above it: the build must not be able to put a link in its place
-    (own / "source").symlink_to(f"{settings.source_tree}/{recipe.module}-{recipe.version}")
+    (own / "source").symlink_to(source.path)
     (own / "build").symlink_to(workspace.build_inside)
     _link_others(root, tree, top, "", recipe.module)
     _link_others(root, tree, top, f"{recipe.module}/", recipe.version)

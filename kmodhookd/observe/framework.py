@@ -14,8 +14,9 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kmodhookd import settings as ours
@@ -136,10 +137,10 @@ def directories(root: Root) -> list[str]:
 
 def _says_something(root: Root, inside: str) -> bool:
     """Whether there is more in a file than comments. What is no file is left to its reader, which names it."""
-    path = root.resolve(inside)
-    if not path.is_file():
-        return path.exists()
     try:
+        path = root.resolve(inside)
+        if not path.is_file():
+            return path.exists()
         lines = path.read_bytes().splitlines()
     except OSError:
         return True
@@ -215,10 +216,10 @@ def _value(root: Root, name: str, value: str) -> tuple[Any, str]:
     match name:
         case "tmp_location":
             problem = _path_problem(value)
-            return value, problem or ("" if root.resolve(value).is_dir() else "there is no such directory")
+            return value, problem or ("" if _is(root, value, Path.is_dir) else "there is no such directory")
         case "build_environment":
             problem = _path_problem(value)
-            return value, problem or ("" if root.resolve(value).is_file() else "there is no such file")
+            return value, problem or ("" if _is(root, value, Path.is_file) else "there is no such file")
         case "parallel_jobs":
             usable = value.isascii() and value.isdecimal() and int(value) <= MAX_JOBS
             return int(value) if usable else 0, "" if usable else f"not a number from 0 to {MAX_JOBS}"
@@ -235,6 +236,14 @@ def _value(root: Root, name: str, value: str) -> tuple[Any, str]:
     return value, ""
 
 
+def _is(root: Root, inside: str, test: Callable[[Path], bool]) -> bool:
+    """Whether something is there and of a kind; links that go round in circles are nothing."""
+    try:
+        return test(root.resolve(inside))
+    except OSError:
+        return False
+
+
 def _path_problem(value: str) -> str:
     plain = value.startswith("/") and value.isprintable() and ".." not in value.split("/")
     return "" if plain else "not a plain absolute path"
@@ -245,15 +254,13 @@ def _path_problem(value: str) -> str:
 
 def _no_autoinstall(reading: _Reading) -> None:
     """An administrator's file switches automatic building off; the one that our own package put there does not."""
-    path = reading.root.resolve(NO_AUTOINSTALL)
-    if not path.exists():
+    if not _is(reading.root, NO_AUTOINSTALL, Path.exists):
         return
     mark = NO_AUTOINSTALL_MARK.encode()
-    try:
-        with path.open("rb") as file:
-            first = file.readline(len(mark) + 2) if path.is_file() else b""
-    except OSError:
-        first = b""
+    first = b""
+    if _is(reading.root, NO_AUTOINSTALL, Path.is_file):
+        with contextlib.suppress(OSError), reading.root.resolve(NO_AUTOINSTALL).open("rb") as file:
+            first = file.readline(len(mark) + 2)
     if first.rstrip(b"\r\n") != mark:
         reading.dkms["no_autoinstall"] = NO_AUTOINSTALL
 
@@ -266,10 +273,10 @@ def _force_install(reading: _Reading) -> None:
     except OSError:
         return
     for name in names:
-        path = reading.root.resolve(f"{FORCE_INSTALL}/{name}")
+        path = f"{FORCE_INSTALL}/{name}"
         try:
-            if path.is_file():
-                with path.open("rb") as file:
+            if _is(reading.root, path, Path.is_file):
+                with reading.root.resolve(path).open("rb") as file:
                     words += file.read(MAX_FORCED).decode("utf-8", "replace").split()
         except OSError as error:
             reading.problems.append(f"{FORCE_INSTALL}/{name}: {error.strerror}; it is left out")

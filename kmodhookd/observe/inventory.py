@@ -31,6 +31,7 @@ from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 SUFFIXES = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
+JOBS = re.compile(r"(?<=\s)(-j|--jobs[= ])\s*(?!1(?:\s|$))\d+(?=\s|$)")
 TOOL = re.compile(r"(.*-)?(gcc|cc|clang|ld|ld\.lld|as|make|patch)(-[0-9.]+)?")
 
 
@@ -230,6 +231,8 @@ def _fingerprint(at: _Look, source: Source, kernel: Kernel, recipe: Recipe | Non
     """Of everything that a build is made from; "" while something of it cannot be read."""
     if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
         return ""
-    parts = [source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint]
+    # How many compilers there are at once ($parallel_jobs) says nothing about what they make; -j1 is somebody's remedy.
+    counted = recipe.model_copy(update={"make": JOBS.sub(r"\1", recipe.make)})
+    parts = [source.fingerprint, counted.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint]
     parts += [laid_over] if (laid_over := overlays.fingerprint(at.root, at.settings, recipe)) else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -176,6 +176,20 @@ def test_a_file_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
     ]
 
 
+def test_links_in_circles_stop_nothing(tmp_path: Path) -> None:
+    loop = trees.Link("/etc/dkms/loop")
+    entries: dict[str, trees.Content] = {
+        "/etc/dkms/loop": loop,
+        framework.NO_AUTOINSTALL: loop,
+        framework.FORCE_INSTALL: loop,
+    }
+    made = load(tmp_path, "tmp_location=/etc/dkms/loop\nbuild_environment=/etc/dkms/loop\n", entries)
+    assert len(made.problems) == 2 and made.dkms == Dkms()
+    for name in (MAIN, framework.DROP_INS):
+        circular = framework.load(trees.make(tmp_path / name[-3:], {name: trees.Link(name)}))
+        assert circular.dkms == Dkms()
+
+
 @effort(max_examples=150, deadline=None)
 @given(
     st.binary(max_size=60) | st.text("=$'\"\n#()[]ab_/ {}", max_size=60).map(lambda text: f"dkms_tree{text}".encode())

@@ -11,7 +11,7 @@ from trees import Content
 from kmodhookd.model import HeadersState, Placement
 from kmodhookd.observe import framework, inventory
 from kmodhookd.root import Root
-from kmodhookd.settings import Invocation
+from kmodhookd.settings import Dkms, Invocation, Settings
 
 K1, K2 = "6.1.0-1-amd64", "6.1.0-2-amd64"
 CONF = (
@@ -77,6 +77,19 @@ def test_a_patch_or_environment_that_changes(tmp_path: Path) -> None:
         environment(root, text)
         fingerprints.add(seen(root)["foo", K1].fingerprint)
     assert len(fingerprints) == 4
+
+
+def test_the_number_of_processors_makes_nothing_stale(tmp_path: Path) -> None:
+    conf = CONF.replace("C=$kernel_config", "-j$parallel_jobs --jobs=$parallel_jobs x")
+    root = trees.make(tmp_path, {**SYSTEM, "/usr/src/foo-1.0/dkms.conf": conf})
+    found = {jobs: looked(root, jobs) for jobs in (1, 2, 16)}
+    assert found[2].recipe != found[16].recipe
+    assert found[2].fingerprint == found[16].fingerprint != found[1].fingerprint
+
+
+def looked(root: Root, jobs: int) -> Placement:
+    settings = Settings(dkms=Dkms(parallel_jobs=jobs))
+    return next(one for one in inventory.look(root, settings).placements if (one.module, one.kernel) == ("foo", K1))
 
 
 # --- what one call asks for -------------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ from kmodhookd import confine, run
 from kmodhookd.act import treeview
 from kmodhookd.act.treeview import TreeView
 from kmodhookd.act.workspace import Workspace
-from kmodhookd.model import Recipe
+from kmodhookd.model import Recipe, Source
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 HOST = Root("/")
 K, A = "6.1.0-1-amd64", "x86_64"
 RECIPE = Recipe(module="foo", version="1.0", kernel=K, arch=A)
+SOURCE = Source(module="foo", version="1.0", path="/opt/foo")
 ROOM = 1 << 20
 
 
@@ -66,7 +67,9 @@ def stage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     os.chown(workspace.build, uid, gid)
     (workspace.accepted / "foo.ko").write_text("module")
     settings = Settings(dkms_tree=f"{place}/dkms")
-    view = treeview.prepare(HOST, settings, RECIPE, workspace, request.param == "namespaces", uid, gid)
+    view = treeview.prepare(
+        HOST, settings, SOURCE, RECIPE, workspace, mounts=request.param == "namespaces", uid=uid, gid=gid
+    )
     yield Stage(place, workspace, view)
     shutil.rmtree(place)
 
@@ -83,6 +86,7 @@ def test_what_is_written_beside_the_modules_is_kept(stage: Stage) -> None:
 
 
 def test_the_rest_of_the_tree_is_there_to_read(stage: Stage) -> None:
+    assert stage.script('readlink "$1/foo/1.0/source"').output == "/opt/foo\n"
     done = stage.script(f'cat "$1/bar/2.0/x/y/own.h" "$1/foo/0.9/{K}/{A}/old.h"; echo x > "$1/bar/2.0/x/y/own.h"')
     assert done.output.startswith("barold") and not done.ok
     assert (stage.place / "dkms/bar/2.0/x/y/own.h").read_text() == "bar"
@@ -100,7 +104,8 @@ def test_a_version_that_is_not_registered_has_no_place_to_mount_at(stage: Stage)
     recipe = RECIPE.model_copy(update={"version": "3.0"})
     uid, gid = stage.view.owner
     other = Workspace(stage.place / "other", f"{stage.place}/other", 0)
-    view = treeview.prepare(HOST, Settings(dkms_tree=f"{stage.place}/dkms"), recipe, other, True, uid, gid)
+    settings = Settings(dkms_tree=f"{stage.place}/dkms")
+    view = treeview.prepare(HOST, settings, SOURCE, recipe, other, mounts=True, uid=uid, gid=gid)
     assert not view.mounted and view.binds == {}
 
 
