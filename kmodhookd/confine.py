@@ -15,7 +15,7 @@ Everything needed comes from util-linux and coreutils of the *calling* system; t
 import functools
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,9 +48,9 @@ while read -r _ _ _ _ at _; do
 done < /proc/self/mountinfo
 mount -o remount,bind,ro "$root"
 while [ "$1" != -- ]; do
-    mount --bind "$1" "$1"
-    mount -o remount,bind,rw "$1"
-    shift
+    mount --bind "$1" "$2"
+    mount -o remount,bind,rw "$2"
+    shift 2
 done
 shift
 mount -t tmpfs -o mode=755,size=1m,noexec,nosuid kmodhookd "$sys"
@@ -126,13 +126,15 @@ def confine(
     gid: int,
     writable: Sequence[str] = (),
     cwd: str = "/",
+    binds: Mapping[str, str] | None = None,
     network: bool = False,
     limits: Limits | None = None,
 ) -> list[str]:
     """The command that runs `argv` confined. Give it to `run.run` without `root` and `cwd`: it enters both by itself.
 
     `writable` (existing directories) and `cwd` are paths inside the root. /tmp and /run are private and empty, unless
-    one of these lies there. Inherited file descriptors pass through. Exit status: the command's, 128+N for signal N.
+    one of these lies there. `binds` (target → source, directories inside) shows a directory in another's place, writable,
+    where the mechanism can mount. Inherited file descriptors pass through. Exit status: the command's, 128+N for signal N.
     """
     kind, isolates_network = _probe(str(root.prefix))
     inner = _lowered(limits or Limits())
@@ -140,13 +142,14 @@ def confine(
         return [*inner, "/bin/sh", "-c", _ENTER, "sh", cwd, *argv]
     inner += [*_dropped(root, uid, gid), "/bin/sh", "-c", _ENTER, "sh", cwd, *argv]
     if kind == "namespaces":
-        return _caged(inner, root, writable, cwd, network)
+        return _caged(inner, root, {**{path: path for path in writable}, **(binds or {})}, cwd, network)
     return (["unshare", "--net", "--ipc"] if isolates_network and not network else []) + inner
 
 
-def _caged(command: Sequence[str], root: Root, writable: Sequence[str], cwd: str, network: bool) -> list[str]:
-    """`command` within namespaces and mounts of its own."""
-    used = [str(root.resolve(path)) for path in (*writable, cwd)]
+def _caged(command: Sequence[str], root: Root, writable: Mapping[str, str], cwd: str, network: bool) -> list[str]:
+    """`command` within namespaces and mounts of its own; `writable` says what is to be seen where."""
+    pairs = [(str(root.resolve(source)), str(root.resolve(target))) for target, source in writable.items()]
+    used = [*(path for pair in pairs for path in pair), str(root.resolve(cwd))]
 
     def cover(inside: str) -> str:
         """The directory to hide, unless something that is needed lies in it."""
@@ -159,7 +162,7 @@ def _caged(command: Sequence[str], root: Root, writable: Sequence[str], cwd: str
         *("unshare", "--mount", "--ipc", "--pid", "--fork", "--kill-child"),
         *(() if network else ("--net",)),
         *("--", "/bin/sh", "-c", _CAGE, "kmodhookd-confine", *places, cover("/run"), cover("/tmp")),
-        *(used[: len(writable)]),
+        *(path for pair in pairs for path in pair),
         *("--", *command),
     ]
 
@@ -203,6 +206,6 @@ def _probe(prefix: str) -> tuple[Mechanism, bool]:
     root = Root(prefix)
     uid, gid = build_user(root)
     inner = [*_lowered(Limits()), *_dropped(root, uid, gid), "/bin/sh", "-c", ":"]
-    if run.run(_caged(inner, root, (), "/", False), timeout=PROBE_TIMEOUT).ok:
+    if run.run(_caged(inner, root, {}, "/", False), timeout=PROBE_TIMEOUT).ok:
         return "namespaces", True
     return "setuid", run.run(["unshare", "--net", "--ipc", "true"], timeout=PROBE_TIMEOUT).ok

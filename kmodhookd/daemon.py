@@ -22,6 +22,7 @@ from kmodhookd.events.locks import Locks
 from kmodhookd.events.loop import Cancel, Loop
 from kmodhookd.events.watch import Unwatchable, Watcher
 from kmodhookd.notify import notify, watchdog_seconds
+from kmodhookd.observe import framework
 from kmodhookd.passes import Passes, Worker
 from kmodhookd.protocol import Request, Snapshot, WorkerEvent
 from kmodhookd.root import Root
@@ -39,7 +40,7 @@ class Daemon:
         self._root = root
         self._config = config
         self._command = tuple(command)
-        self._settings = settings.load(root, config)
+        self._settings = framework.load(root, config)
         self._loop = Loop()
         self._exit = 0
         self._stopping = False
@@ -180,9 +181,9 @@ class Daemon:
 
     def _directories(self, inside: Iterable[str]) -> list[str]:
         policy = self._settings
-        fixed = (policy.source_tree, policy.dkms_tree, "/etc/dkms", settings.CONFIG_DIRECTORY.rpartition("/")[0])
+        fixed = (policy.source_tree, policy.dkms_tree, *framework.directories(self._root))
         found = [str(self._root.modules), *self._trees()]
-        for directory in (*fixed, settings.CONFIG_DIRECTORY, *inside):
+        for directory in (*fixed, settings.CONFIG_DIRECTORY.rpartition("/")[0], settings.CONFIG_DIRECTORY, *inside):
             try:
                 found.append(str(self._root.resolve(directory)))
             except OSError:
@@ -197,7 +198,7 @@ class Daemon:
             return []
 
     def _reload(self) -> None:
-        self._settings = settings.load(self._root, self._config)
+        self._settings = framework.load(self._root, self._config)
         self._manager.required = frozenset(self._settings.policy.required)
         self._coalescer.quiet = self._settings.watch.quiet
         self._coalescer.ceiling = self._settings.watch.ceiling
@@ -229,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.once:
             from kmodhookd import engine  # the daemon itself never needs it
 
-            return engine.once(root, settings.load(root, options.config))
+            return engine.once(root, framework.load(root, options.config))
         return Daemon(root, options.config, worker_command()).run(options.bus)
     except Fault as fault:
         print(f"kmodhookd: {fault}", file=sys.stderr)

@@ -2,10 +2,9 @@
 """Policy: `/etc/kmodhookd/config.toml`, then `/etc/kmodhookd/config.d/*.toml` in order of their names, later wins.
 
 A file that cannot be read, an unknown key or a value that does not fit is named with its file and line and left out;
-everything else counts. DKMS's `framework.conf` is read for what both share: where its trees are.
+everything else counts. What DKMS's `framework.conf` says is put beside it by `observe.framework`, which is what to call.
 """
 
-import os
 import re
 import tomllib
 from pathlib import Path
@@ -17,6 +16,7 @@ from kmodhookd.root import Root
 
 CONFIG = "/etc/kmodhookd/config.toml"
 CONFIG_DIRECTORY = "/etc/kmodhookd/config.d"
+DIRECTIVE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)  # the name in --directive NAME=value
 
 
 class _Section(BaseModel):
@@ -86,6 +86,7 @@ class Dkms(_Section):
     mok_certificate: str = ""
     try_sign_modules: Literal["true", "false", "not_in_chroot"] = "not_in_chroot"
     continue_on_error: bool = True  # of `common.postinst` only
+    no_autoinstall: str = ""  # the administrator's file that switches automatic building off; "" = there is none
     force_install: tuple[str, ...] = ()  # modules over which the kernel's own of that name never win
 
 
@@ -98,6 +99,8 @@ class FrontEnd(_Section):
 class Invocation(_Section):
     """What one call of `dkms` or `kmodhookctl` asks for beyond the files: nothing of it is remembered."""
 
+    module: str = ""  # the module that -c and --directive are about; "" = every one
+    version: str = ""
     conf: str = ""  # -c: read instead of the source's dkms.conf
     directives: tuple[str, ...] = ()  # --directive NAME=value, after all files
     kernel_source_dir: str = ""  # --kernelsourcedir: the headers
@@ -105,6 +108,21 @@ class Invocation(_Section):
     depmod: bool = True  # --no-depmod
     force: bool = False  # also over failing PRE_INSTALL, missing BUILD_DEPENDS and the in-tree comparison
     over_in_tree: bool = False  # --force-version-override: over the in-tree comparison alone
+
+    def of(self, module: str, version: str) -> "Invocation":
+        """What is asked of one version of a module: `conf` and `directives` only where they are meant."""
+        meant = self.module in ("", module) and self.version in ("", version)
+        return self if meant else self.model_copy(update={"conf": "", "directives": ()})
+
+    def assignments(self) -> dict[str, str]:
+        """`directives` by their names, which builds and scripts also have in their environment."""
+        pairs = (text.partition("=") for text in self.directives)
+        return {name: value for name, equals, value in pairs if equals and DIRECTIVE.fullmatch(name)}
+
+    @property
+    def plain(self) -> "Invocation":
+        """Without what changes the recipe: what is built is the same module, whatever it was built with."""
+        return self.model_copy(update={"conf": "", "directives": (), "kernel_source_dir": "", "kernel_config": ""})
 
 
 class Settings(BaseModel):
@@ -125,6 +143,16 @@ class Settings(BaseModel):
     invocation: Invocation = Invocation()
     problems: tuple[str, ...] = ()
 
+    @property
+    def jobs(self) -> int:
+        """Compilers at once, over all builds; 0 = one per processor. DKMS's `parallel_jobs` and `-j` come first."""
+        return self.dkms.parallel_jobs or self.build.jobs
+
+    @property
+    def automatic(self) -> bool:
+        """Whether anything is built and installed without being asked for."""
+        return self.policy.autoinstall and not self.dkms.no_autoinstall
+
 
 SECTIONS: dict[str, type[_Section]] = {
     "build": Build,
@@ -138,15 +166,14 @@ FIELDS = {"dkms": "front_end"}  # `Settings.dkms` is what framework.conf says
 
 
 def load(root: Root, config: str = "") -> Settings:
-    """Read the settings of a root. `config` names a file outside it that is read instead of the root's own."""
+    """Read our own files. `config` names a file outside the root that is read instead of those in it."""
     problems: list[str] = []
     merged: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for path in _files(root, config):
         for section, values in _read(path, problems).items():
             merged[section].update(values)
     sections = {FIELDS.get(name, name): SECTIONS[name].model_validate(values) for name, values in merged.items()}
-    trees = _dkms_trees(root, problems)
-    return Settings.model_validate({**sections, **trees, "problems": tuple(problems)})
+    return Settings.model_validate({**sections, "problems": tuple(problems)})
 
 
 def _files(root: Root, config: str) -> list[Path]:
@@ -208,22 +235,3 @@ def _line(text: str, key: str, section: str = "") -> int:
         elif inside and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
             return number
     return 1
-
-
-def _dkms_trees(root: Root, problems: list[str]) -> dict[str, str]:
-    """`source_tree` and `dkms_tree` from DKMS's framework.conf, where they are plain assignments (dkms.8)."""
-    trees: dict[str, str] = {}
-    main = root.resolve("/etc/dkms/framework.conf")
-    drop_ins = root.resolve("/etc/dkms/framework.conf.d")
-    files = [main, *sorted(drop_ins.glob("*.conf"))] if drop_ins.is_dir() else [main]
-    for path in files:
-        try:
-            text = os.fsdecode(path.read_bytes())
-        except OSError:
-            continue
-        for name, value in re.findall(r"""^\s*(source_tree|dkms_tree)=["']?([^"'\n]*?)["']?\s*$""", text, re.MULTILINE):
-            if value.startswith("/") and "$" not in value and ".." not in value:
-                trees[name] = value.rstrip("/") or "/"
-            else:
-                problems.append(f"{path}: {name}={value}: not a plain absolute path; the default counts")
-    return trees

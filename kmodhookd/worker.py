@@ -10,9 +10,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 
-from kmodhookd import engine, settings
+from kmodhookd import engine
 from kmodhookd.act.controls import Controls
 from kmodhookd.errors import Fault
+from kmodhookd.observe import framework
 from kmodhookd.protocol import Control, Outcome, Request, WorkerEvent
 from kmodhookd.root import Root
 
@@ -50,7 +51,7 @@ def _pass(request: Request, emit: Emitter, controls: Controls) -> Outcome:
     """The pass; when the system does not even let itself be looked at, an outcome that says so."""
     try:
         root = Root(request.prefix)
-        return engine.one_pass(root, settings.load(root, request.config), request, emit, controls)
+        return engine.one_pass(root, framework.load(root, request.config), request, emit, controls)
     except (Fault, OSError) as error:
         return Outcome(number=request.number, failed=1, error=str(error), unfinished=request.rebuild)
 

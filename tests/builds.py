@@ -86,8 +86,14 @@ class Bench:
         recipe: dict[str, object] | None = None,
         **limits: int,
     ) -> Failure:
+        return self.fails_with(self.source(name, **files), self.recipe(name, kernel, **(recipe or {})), kernel, limits)
+
+    def fails_with(
+        self, source: Source, recipe: Recipe, kernel: Kernel, limits: dict[str, int] | None = None
+    ) -> Failure:
+        """How a build fails; nothing is left of it."""
         with pytest.raises(BuildFailed) as caught:
-            self.build(self.source(name, **files), self.recipe(name, kernel, **(recipe or {})), kernel, limits=limits)
+            self.build(source, recipe, kernel, limits=limits)
         assert not self.workspaces(), "nothing is left of a failed build but its log"
         return caught.value.failure
 

@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmodhookd import run
-from kmodhookd.act import product
+from kmodhookd.act import product, treeview
 from kmodhookd.act.compress import compress
 from kmodhookd.act.failures import BuildFailed, failed, from_os, from_result
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.act.makelog import MakeLog
 from kmodhookd.act.stored import Built, failure_log, keep_log, store_built
 from kmodhookd.act.toolchain import Toolchain, toolchain, which
+from kmodhookd.act.treeview import TreeView
 from kmodhookd.act.workspace import Workspace, prepare
 from kmodhookd.confine import Limits, build_user, confine, mechanism
 from kmodhookd.errors import Fault
 from kmodhookd.model import FailureClass, Kernel, Recipe, Source
-from kmodhookd.observe import dependencies
+from kmodhookd.observe import dependencies, overlays
+from kmodhookd.observe.dkmsconf import kernel_config_file
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -35,14 +37,16 @@ Sign = Callable[[Path, MakeLog], None]  # signs a .ko in place; a Fault when it 
 
 MIB = 1 << 20
 EXTRA_SYMBOLS = "KBUILD_EXTRA_SYMBOLS"  # Documentation/kbuild/modules.rst, 6.3
+UNMOUNTED = ("setuid", "none")  # mechanisms that cannot show one directory in another's place
 MAKE_SHARE = (0.1, 0.85)  # which part of a build's progress is the compiler's
 
 # DKMS runs MAKE by `eval` in its own shell, where these are variables but not exported. Constant text: the values and
 # the command come in as positional parameters.
 _EVAL = """module=$1 module_version=$2 kernelver=$3 arch=$4 kernel_source_dir=$5 dkms_tree=$6 source_tree=$7
 install_tree=$8 kernel_config=$9; shift 9
-parallel_jobs=$1 tmp_location=$2 build_dir=$3 text=$4; shift 4
+parallel_jobs=$1 tmp_location=$2 build_dir=$3 text=$4 build_environment=$5; shift 5
 PACKAGE_NAME=$module PACKAGE_VERSION=$module_version
+[ -z "$build_environment" ] || . "$build_environment" || exit
 eval "$text"
 """
 
@@ -58,6 +62,7 @@ class _Build:
     workspace: Workspace
     tools: Toolchain
     log: MakeLog
+    view: TreeView
     jobserver: JobServer
     cancel: threading.Event
     progress: Progress
@@ -113,7 +118,7 @@ def _build(
         raise failed(recipe, FailureClass.COMPILER, fault.what, remedy=fault.hint) from None
     uid, gid = (os.getuid(), os.getgid()) if os.getuid() else build_user(root)
     try:
-        workspace = prepare(root, source, recipe, uid, gid)
+        workspace = prepare(root, source, recipe, uid, gid, environment=settings.dkms.build_environment)
     except OSError as error:
         raise from_os(recipe, error, "copying the source") from None
     kept = False
@@ -123,12 +128,17 @@ def _build(
             cage = mechanism(root)
             log.heading(recipe.module, recipe.version, recipe.kernel, recipe.arch, cage)
             deadline = started + settings.build.timeout
-            work = _Build(
-                root, settings, kernel, recipe, workspace, tools, log, jobserver, cancel, progress, deadline, uid, gid
+            view = treeview.prepare(
+                root, settings, source, recipe, workspace, mounts=cage not in UNMOUNTED, uid=uid, gid=gid
             )
-            files = _steps(work, sign)
+            work = _Build(
+                *(root, settings, kernel, recipe, workspace, tools, log, view, jobserver, cancel, progress, deadline),
+                *(uid, gid),
+            )
+            files, beside = _steps(work, sign)
         kept = True
-        return Built(workspace, recipe.kernel, recipe.arch, files, log_path, time.monotonic() - started, cage)
+        seconds = time.monotonic() - started
+        return Built(workspace, recipe.kernel, recipe.arch, files, log_path, seconds, cage, beside)
     except BuildFailed as error:
         raise keep_log(root, error, log_path) from None
     except OSError as error:
@@ -138,15 +148,22 @@ def _build(
             workspace.remove()
 
 
-def _steps(work: _Build, sign: Sign | None) -> tuple[Path, ...]:
+def _steps(work: _Build, sign: Sign | None) -> tuple[tuple[Path, ...], tuple[tuple[str, Path], ...]]:
+    """The modules, and what POST_BUILD put beside them."""
     recipe = work.recipe
     _patch(work)
     _script(work, "pre_build", recipe.pre_build)
     _make(work)
     work.progress("check", 0.85)
     files = _products(work, sign)
+    if not recipe.post_build.strip():
+        return files, ()
+    work.view.show(files)
     _script(work, "post_build", recipe.post_build)
-    return files
+    beside, left = treeview.take_over(work.view, work.workspace, work.settings.build.file_size * MIB)
+    for what in left:
+        work.log.line(f"\nWarning: of what POST_BUILD left in DKMS's tree this is not kept: {what}")
+    return files, beside
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
@@ -174,11 +191,10 @@ def _script(work: _Build, kind: str, text: str) -> None:
         return
     work.progress(kind.replace("_", "-"), 0.06 if kind == "pre_build" else 0.95)
     program = text.split()[0]
-    override = f"/etc/dkms/{work.recipe.module}/{program}"
     directory = work.workspace.build_inside
-    if _executable(work.root.resolve(override)):
-        directory = os.path.dirname(override)
-    elif not _executable(work.workspace.build / program):
+    if overlays.script(work.root, work.recipe.module, program):
+        directory = f"{overlays.DIRECTORY}/{work.recipe.module}"
+    elif not overlays.executable(work.root, f"{directory}/{program}"):
         work.log.line(f"\nWarning: The {kind} script is not executable.")
         return
     path = shlex.quote(directory)
@@ -246,11 +262,19 @@ def _products(work: _Build, sign: Sign | None) -> tuple[Path, ...]:
             raise failed(work.recipe, FailureClass.PRODUCT, fault.what, remedy=fault.hint) from None
         if sign is not None:
             sign(accepted, work.log)
-        files.append(compress(work.root, accepted, work.kernel.compression))
+        files.append(_compressed(work, accepted))
     if not files:
         raise failed(work.recipe, FailureClass.PRODUCT, "dkms.conf names no module for this kernel")
     symvers = product.accept_symvers(work.workspace, work.uid)
     return (*files, *((symvers,) if symvers else ()))
+
+
+def _compressed(work: _Build, module: Path) -> Path:
+    try:
+        return compress(work.root, module, work.kernel.compression, work.settings.dkms)
+    except Fault as fault:
+        work.log.line(f"\nError! {fault}")
+        raise failed(work.recipe, FailureClass.PRODUCT, fault.what, remedy=fault.hint) from None
 
 
 def _strip(work: _Build, names: list[str]) -> None:
@@ -274,16 +298,22 @@ def _shell(
     """Run a command text of dkms.conf as DKMS does: evaluated a second time, with its variables in reach."""
     recipe, settings = work.recipe, work.settings
     source = source_directory(work.root, work.kernel)
-    config = f"{source}/include/config/auto.conf"
-    if not work.root.resolve(config).exists():
-        config = f"{source}/.config"
+    text = work.view.translated(text)
     values = [
         *(recipe.module, recipe.version, recipe.kernel, recipe.arch, source),
-        *(settings.dkms_tree, settings.source_tree, settings.install_tree, config),
-        *(str(work.jobserver.tokens), "/tmp", work.workspace.build_inside, text),
+        *(work.view.shown, settings.source_tree, settings.install_tree),
+        *(kernel_config_file(work.root, settings, source), str(work.jobserver.tokens), _temporary(work)[0]),
+        *(work.workspace.build_inside, text, work.workspace.environment if settings.dkms.build_environment else ""),
     ]
     shell = which(work.root, "bash") or "/bin/sh"
     return _run(work, description, text, [shell, "-c", _EVAL, "dkms", *values], env, on_output)
+
+
+def _temporary(work: _Build) -> tuple[str, dict[str, str]]:
+    """`tmp_location` for the build, and what to mount there. /tmp is private and in memory in any case."""
+    place = work.settings.dkms.tmp_location
+    usable = work.view.mounts and place not in ("", "/tmp") and work.root.resolve(place).is_dir()
+    return (place, {place: work.workspace.temporary}) if usable else ("/tmp", {})
 
 
 def _run(
@@ -302,6 +332,7 @@ def _run(
         "kernelver": recipe.kernel,
         "arch": recipe.arch,
         "HOME": work.workspace.build_inside,
+        **work.settings.invocation.of(recipe.module, recipe.version).assignments(),
     }
     confined = confine(
         command,
@@ -310,6 +341,7 @@ def _run(
         gid=work.gid,
         writable=[work.workspace.build_inside],
         cwd=work.workspace.build_inside,
+        binds={**work.view.binds, **_temporary(work)[1]},
         limits=Limits(
             processes=limits.processes,
             file_size=limits.file_size * MIB,
@@ -345,17 +377,10 @@ def _failure(work: _Build, result: run.Result, doing: str, fallback: FailureClas
     return from_result(work.recipe, result, doing, fallback, limit=limit, directory=directory)
 
 
-def _executable(path: Path) -> bool:
-    try:
-        return path.is_file() and bool(path.stat().st_mode & 0o111)
-    except OSError:
-        return False
-
-
 def source_directory(root: Root, kernel: Kernel) -> str:
-    """DKMS's `kernel_source_dir`: the tree's `build`, or where the headers are when there is no such link."""
-    directory = f"{kernel.tree}/build"
-    return directory if root.resolve(directory).is_dir() else kernel.headers.directory or directory
+    """DKMS's `kernel_source_dir`: the tree's `build`, unless the headers are elsewhere or others were asked for."""
+    directory, headers = f"{kernel.tree}/build", kernel.headers.directory
+    return directory if not headers or root.resolve(directory) == root.resolve(headers) else headers
 
 
 __all__ = ["BuildFailed", "Built", "build", "failure_log", "make_command", "store_built"]

@@ -36,7 +36,7 @@ def accept(workspace: Workspace, module: BuiltModule, kernel: Kernel, owner: int
     """
     name = file_name(module)
     target = workspace.accepted / f"{module.dest_name}.ko"
-    _take(workspace.build, name, target, owner, largest)
+    take(workspace.build, name, target, owner, largest)
     try:
         info = read_module(target)
     except Fault as fault:
@@ -49,7 +49,7 @@ def accept_symvers(workspace: Workspace, owner: int) -> Path | None:
     """The symbols that the modules export, kept beside them for modules that depend on these (dkms 3.1.3)."""
     target = workspace.accepted / SYMVERS
     try:
-        _take(workspace.build, SYMVERS, target, owner, MAX_SYMVERS, smallest=0)
+        take(workspace.build, SYMVERS, target, owner, MAX_SYMVERS, smallest=0)
     except Fault:
         return None
     return target
@@ -82,8 +82,8 @@ def _check_vermagic(name: str, info: ModuleInfo, kernel: Kernel, expected: str) 
         )
 
 
-def _take(top: Path, name: str, target: Path, owner: int, largest: int, *, smallest: int = MIN_SIZE) -> None:
-    """Copy a file out of the build directory through descriptors, no link followed on any step of the way."""
+def take(top: Path, name: str, target: Path, owner: int, largest: int, *, smallest: int = MIN_SIZE) -> int:
+    """Copy a file out of a directory of the build's through descriptors, no link followed below it. Its size in bytes."""
     source = _open_below(top, name)
     try:
         status = os.fstat(source)
@@ -102,6 +102,7 @@ def _take(top: Path, name: str, target: Path, owner: int, largest: int, *, small
         os.close(source)
     if target.stat().st_size != status.st_size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    return status.st_size
 
 
 def _open_below(top: Path, name: str) -> int:

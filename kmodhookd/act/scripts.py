@@ -11,6 +11,7 @@ from kmodhookd import store
 from kmodhookd.act.unit import run_apart
 from kmodhookd.errors import Fault
 from kmodhookd.model import Recipe
+from kmodhookd.observe import overlays
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -30,15 +31,16 @@ def run_script(root: Root, settings: Settings, recipe: Recipe, kind: Kind) -> st
     if not words:
         return ""
     directory = f"{settings.dkms_tree}/{recipe.module}/{recipe.version}/source"
-    if _executable(root, f"/etc/dkms/{recipe.module}/{words[0]}"):
-        directory = f"/etc/dkms/{recipe.module}"
-    elif not _executable(root, f"{directory}/{words[0]}"):
+    if overlays.script(root, recipe.module, words[0]):
+        directory = f"{overlays.DIRECTORY}/{recipe.module}"
+    elif not overlays.executable(root, f"{directory}/{words[0]}"):
         return f"{recipe.module}/{recipe.version}: the {kind} script {words[0]} is not executable"
     names = {
         "module": recipe.module,
         "module_version": recipe.version,
         "kernelver": recipe.kernel,
         "arch": recipe.arch,
+        **settings.invocation.of(recipe.module, recipe.version).assignments(),
     }
     argv = [f"{directory}/{words[0]}", *words[1:]]
     result = run_apart(root, argv, env=names, cwd=directory, timeout=TIMEOUT)
@@ -49,8 +51,3 @@ def run_script(root: Root, settings: Settings, recipe: Recipe, kind: Kind) -> st
         where = f"{recipe.module}/{recipe.version} on {recipe.kernel}"
         raise Fault(f"its {kind.upper()} script {words[0]} failed: {result.sentence()}", where=where, hint=f"see {log}")
     return ""
-
-
-def _executable(root: Root, inside: str) -> bool:
-    path = root.resolve(inside)
-    return path.is_file() and bool(path.stat().st_mode & 0o111)

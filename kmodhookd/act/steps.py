@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from kmodhookd import store
-from kmodhookd.act import clean, debts, initramfs, install, journal, registry
+from kmodhookd.act import aftermath, clean, debts, initramfs, install, journal, registry
 from kmodhookd.act.build import build
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.depmod import depmod
@@ -64,6 +64,7 @@ class Work:
         self.problems: list[str] = []  # what failed beside builds and installations, which remember it themselves
         self.notes: list[str] = []  # what else a person may want to know
         self._tokens = Tokens()
+        self._taken = 0  # what was uninstalled, unbuilt or removed
         self._tried: set[Attempt] = set()
         self._dirty: set[str] = set()  # kernels whose module index is older than their modules
 
@@ -101,6 +102,14 @@ class Work:
         self._index(None)
         if not self.controls.held and not self.controls.wind_down.is_set():
             self._settle_initramfs(inventory)
+        if self.installed or self._taken:
+            with self._apart("post_transaction"):
+                aftermath.post_transaction(self.root, self.settings)
+
+    def load_modules(self) -> None:
+        """For a verb that somebody says: load what fits this machine's devices."""
+        with self._apart("modprobe_on_install"):
+            aftermath.load_modules(self.root)
 
     def unfinished(self, plan: Plan) -> tuple[Target, ...]:
         """The rebuilds that were asked for and that this pass was made to end before, or whose trees never came to rest."""
@@ -142,7 +151,7 @@ class Work:
             self._commit(now, kernel, installs.pop(kernel))
         if not builds:
             return
-        server = JobServer(self.settings.build.jobs)
+        server = JobServer(self.settings.jobs)
         pulse = Pulse(build_user(self.root)[0], self.jobs.beat)
         with server, pulse, ThreadPoolExecutor(max_workers=server.tokens) as pool:
             futures: dict[Future[None], Action] = {}
@@ -327,6 +336,7 @@ class Work:
             ):
                 self._apply(now, action)
             self.problems += [str(fault) for fault in faults]
+            self._taken += kind not in (ActionKind.ADD, ActionKind.CLEAN) and not faults
             if kind is ActionKind.UNINSTALL and not faults:
                 self._script(now, action, "post_remove")
             elif kind is ActionKind.ADD and not faults:

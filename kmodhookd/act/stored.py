@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Built:
     log: Path
     seconds: float
     mechanism: str
+    beside: tuple[tuple[str, Path], ...] = ()  # what POST_BUILD put beside the modules, by name below KERNEL/ARCH
 
 
 def failure_log(recipe: Recipe) -> str:
@@ -80,6 +82,7 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
                 _copy_synced(file, staged / directory / file.name)
             store.sync_directory(staged / directory)
         _mark_dependencies(root, settings, recipe, staged)
+        _put_beside(staged, built.beside)
         store.sync_directory(staged)
         _replace(staged, kernel / recipe.arch)
         with contextlib.suppress(OSError):
@@ -158,6 +161,16 @@ def _mark_dependencies(root: Root, settings: Settings, recipe: Recipe, staged: P
             file.write(f"{version}\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _put_beside(staged: Path, files: Iterable[tuple[str, Path]]) -> None:
+    """What POST_BUILD wants kept; it may be a Module.symvers in place of the build's own."""
+    for name, file in files:
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        _copy_synced(file, target)
+        store.sync_directory(target.parent)
 
 
 def _copy_synced(source: Path, target: Path) -> None:

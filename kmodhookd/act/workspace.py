@@ -4,6 +4,9 @@
 BUILD/MODULE-VERSION-KERNEL-ARCH-XXXXXX/        ours
     build/       a copy of the source, the build user's: the only place where a build may write
     module/      what was accepted, ours
+    dkms/        DKMS's tree as the build sees it (`treeview`); beside/ what was taken out of it, ours
+    tmp/         the build user's, in the place of framework.conf's `tmp_location`
+    environment  a copy of framework.conf's `build_environment`, ours
     make.log     ours
 """
 
@@ -52,6 +55,16 @@ class Workspace:
         return f"{self.inside}/build"
 
     @property
+    def environment(self) -> str:
+        """The copy of `build_environment`, as the build sees it."""
+        return f"{self.inside}/environment"
+
+    @property
+    def temporary(self) -> str:
+        """What the build sees in the place of `tmp_location`."""
+        return f"{self.inside}/tmp"
+
+    @property
     def accepted(self) -> Path:
         """Where accepted modules are put."""
         return self.path / "module"
@@ -63,12 +76,20 @@ class Workspace:
             os.close(self.lock)
 
 
-def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int) -> Workspace:
-    """Copy a source, and an administrator's patches over it, for one build. OSError when the disk does not let us."""
+def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int, *, environment: str = "") -> Workspace:
+    """Copy a source, and an administrator's patches over it, for one build. OSError when the disk does not let us.
+
+    `environment` is framework.conf's `build_environment`, which the build user need not be able to read where it lies.
+    """
     origin = root.resolve(source.directory or source.path)
     workspace = empty(root, recipe)
     try:
         workspace.build.mkdir(mode=0o755)
+        temporary = workspace.path / "tmp"
+        temporary.mkdir(mode=0o700)
+        os.chown(temporary, uid, gid)
+        if environment:
+            (workspace.path / "environment").write_bytes(root.resolve(environment).read_bytes())
         sources = copy_tree(origin, workspace.build, uid, gid)
         overlay = root.resolve(f"/etc/dkms/{recipe.module}/patches")
         if overlay.is_dir():

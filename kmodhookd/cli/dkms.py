@@ -65,7 +65,7 @@ def _run(root: Root, arguments: Arguments) -> int:
         print(f"Deprecated feature: {name}", file=sys.stderr)
     for word in arguments.unknown:
         warn(f"I do not know how to handle {word}.")
-    settings = settings_for(root, arguments.options)
+    settings = settings_for(root, arguments.options, arguments.module, arguments.version)
     if arguments.options.print_version:
         print(VERSIONS[settings.front_end.status])
         return 0

@@ -32,11 +32,14 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-j", metavar="NUMBER", type=int, default=None, help="compilers at once; 0 = one per processor")
 
 
-def settings_for(root: Root, arguments: argparse.Namespace) -> "Settings":
-    """The settings of a root with the options of a call over them. Options that a verb does not have say nothing."""
-    from kmodhookd import settings
+def settings_for(root: Root, arguments: argparse.Namespace, module: str = "", version: str = "") -> "Settings":
+    """The settings of a root with the options of a call over them. Options that a verb does not have say nothing.
 
-    loaded = settings.load(root)
+    `module` and `version` say what `-c` and `--directive` are about.
+    """
+    from kmodhookd.observe import framework
+
+    loaded = framework.load(root, environment=os.environ)
 
     def option(name: str) -> str:
         return str(getattr(arguments, name, "") or "")
@@ -46,6 +49,8 @@ def settings_for(root: Root, arguments: argparse.Namespace) -> "Settings":
 
     invocation = loaded.invocation.model_copy(
         update={
+            "module": module,
+            "version": version,
             "conf": _path(option("conf")),
             "directives": tuple(getattr(arguments, "directive", ())),
             "kernel_source_dir": _path(option("kernelsourcedir")),
@@ -65,7 +70,6 @@ def settings_for(root: Root, arguments: argparse.Namespace) -> "Settings":
     changes: dict[str, object] = {"invocation": invocation, "dkms": dkms}
     jobs = getattr(arguments, "j", None)
     if jobs is not None:
-        changes["build"] = loaded.build.model_copy(update={"jobs": max(0, jobs)})
         changes["dkms"] = dkms.model_copy(update={"parallel_jobs": max(0, jobs)})
     for tree in ("dkms_tree", "source_tree", "install_tree"):
         if option(tree):

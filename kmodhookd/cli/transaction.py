@@ -16,12 +16,13 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kmodhookd import client, notes, settings, store
+from kmodhookd import client, notes, store
 from kmodhookd.announce import text
 from kmodhookd.cli import patience
 from kmodhookd.cli.news import bus_news
 from kmodhookd.errors import Fault, NotFound, Unreachable
 from kmodhookd.model import NAME_PATTERN, Noun
+from kmodhookd.observe import framework
 from kmodhookd.protocol import Snapshot
 from kmodhookd.root import Root
 
@@ -52,7 +53,7 @@ class Hook:
         self.backend = backend
         self.root = root
         self._client: client.Client | None = None
-        self.settings = settings.load(root)
+        self.settings = framework.load(root)
         of_root = root.identity.replace(":", "-")
         self.path = root.resolve(f"{store.RUNTIME}/transaction-{backend}-{of_root}.json")
         self.transaction = store.load(self.path, Transaction) or Transaction()

@@ -26,7 +26,8 @@ TAKE_AWAY = {
 def run(arguments: argparse.Namespace) -> int:
     """Do the verb and tell what came of it."""
     root = Root(arguments.root)
-    settings = settings_for(root, arguments)
+    module, _, version = getattr(arguments, "module", "").partition("/")
+    settings = settings_for(root, arguments, module, version)
     if arguments.verb == "mktarball":
         return _mktarball(root, settings, arguments)
     verbs = Verbs(root, settings, _tell)
@@ -34,7 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
         return _finish(_loaded(archives.load(verbs, Path(arguments.archive))))
     if arguments.verb == "autoinstall":
         return _autoinstall(verbs, arguments)
-    module, _, version = arguments.module.partition("/")
     if arguments.verb == "match":
         return _match(verbs, arguments)
     if arguments.verb == "add":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bash's own word on a dkms.conf: for the files that the static reader leaves undecided.
+"""Bash's own word on a dkms.conf or framework.conf: for the files that the static reader leaves undecided.
 
 One Bash process of the served root answers for all kernels, confined as the build user: no network, nothing writable,
 a time limit. It follows DKMS's `safe_source` (facts of 3.0 to 3.4): a file is sourced in a subshell, the directives are
@@ -32,7 +32,7 @@ DIRECTIVES = (
     *("MODULES_CONF_OBSOLETES", "MODULES_CONF_ALIAS_TYPE", "MODULES_CONF_OBSOLETE_ONLY"),
 )
 
-# Arguments: the directives, then for each kernel how many variables and how many files it has, the variables as
+# Arguments: the names to tell, then for each kernel how many variables and how many files it has, the variables as
 # NAME=value, and the files. Answers on fd 3, see `_records`.
 _SCRIPT = r"""
 exec 3>&1
@@ -104,13 +104,13 @@ class Question:
     files: tuple[str, ...]
 
 
-def ask(root: Root, questions: Sequence[Question]) -> list[Conf | Fault]:
-    """What Bash makes of each question, in the same order."""
+def ask(root: Root, questions: Sequence[Question], names: Sequence[str] = DIRECTIVES) -> list[Conf | Fault]:
+    """What Bash makes of each question, in the same order: the values of `names`."""
     bash = next((path for path in ("/bin/bash", "/usr/bin/bash") if root.resolve(path).is_file()), "")
     if not bash:
-        fault = Fault("this dkms.conf needs Bash, which is not there", hint="install bash")
+        fault = Fault("this file needs Bash, which is not there", hint="install bash")
         return [fault for _ in questions]
-    argv = [bash, "--norc", "--noprofile", "-c", _SCRIPT, "dkms.conf", " ".join(DIRECTIVES)]
+    argv = [bash, "--norc", "--noprofile", "-c", _SCRIPT, "dkms.conf", " ".join(names)]
     for question in questions:
         settings = [f"{name}={value}" for name, value in question.variables.items()]
         argv += [str(len(settings)), str(len(question.files)), *settings, *question.files]
@@ -119,10 +119,10 @@ def ask(root: Root, questions: Sequence[Question]) -> list[Conf | Fault]:
     result = run.run(
         confine.confine(argv, root=root, uid=uid, gid=gid, limits=limits), timeout=TIMEOUT, stdout_only=True
     )
-    return _answers(result, [question.files[0] for question in questions])
+    return _answers(result, [question.files[0] for question in questions], names)
 
 
-def _answers(result: run.Result, files: list[str]) -> list[Conf | Fault]:
+def _answers(result: run.Result, files: list[str], names: Sequence[str]) -> list[Conf | Fault]:
     """One answer per kernel; those that Bash did not get to are faults."""
     if result.truncated:
         return [Fault("it prints without end", where=file) for file in files]
@@ -130,10 +130,10 @@ def _answers(result: run.Result, files: list[str]) -> list[Conf | Fault]:
     answers: list[Conf | Fault] = []
     for file in files:
         try:
-            answers.append(_answer(records))
+            answers.append(_answer(records, names))
         except (StopIteration, ValueError):
             why = f"Bash did not finish within {TIMEOUT:.0f} s" if result.timed_out else "Bash ended early"
-            answers.append(Fault(f"{why} ({result.sentence()})", where=file, hint="make dkms.conf plain assignments"))
+            answers.append(Fault(f"{why} ({result.sentence()})", where=file, hint="make it plain assignments"))
             records = iter(())
     return answers
 
@@ -151,14 +151,14 @@ def _records(output: str) -> Iterator[tuple[str, ...]]:
         yield (kind, *rest)
 
 
-def _answer(records: Iterator[tuple[str, ...]]) -> Conf | Fault:
+def _answer(records: Iterator[tuple[str, ...]], names: Sequence[str]) -> Conf | Fault:
     """Read one kernel's records up to its `said`."""
     values: dict[str, dict[int, str]] = {}
     fault: Fault | None = None
     done = False
     while True:
         match next(records):
-            case ("value", name, index, value) if name in DIRECTIVES:
+            case ("value", name, index, value) if name in names:
                 if "\ufffd" in value:  # what `run` makes of bytes that are no text
                     fault = Fault(f"{name} is not UTF-8", hint="convert the file to UTF-8")
                 values.setdefault(name, {})[int(index)] = value
@@ -167,7 +167,7 @@ def _answer(records: Iterator[tuple[str, ...]]) -> Conf | Fault:
             case ("unreadable", file):
                 fault = Fault("the build user cannot read it", where=file, hint=f"chmod a+r {file}")
             case ("ended", file):
-                fault = Fault("it ends the shell that reads it", where=file, hint="dkms.conf must not call exit")
+                fault = Fault("it ends the shell that reads it", where=file, hint="it must not call exit")
             case ("said", text):
                 return _judged(values, fault if done or fault else Fault("it does not say anything"), text)
 

@@ -63,6 +63,7 @@ class Subject:
     pkgbase: str = ""
     package: str = ""  # that owns the image
     is_kernel: bool = True  # False: only headers are there
+    asked: str = ""  # the directory that one call asks for instead of the tree's `build` (--kernelsourcedir)
 
 
 class _Walked(Remembered):
@@ -212,10 +213,10 @@ def _package(subject: Subject, family: Family) -> str:
 
 def _directory(root: Root, subject: Subject) -> str:
     """Where `build` leads, as a path inside the root."""
-    build = f"{subject.tree}/build"
+    build = subject.asked or f"{subject.tree}/build"
     link = root.resolve(build, follow_last=False)
     if not os.path.lexists(link):
-        raise _Missing("there is no build directory")
+        raise _Missing(f"there is no {subject.asked}" if subject.asked else "there is no build directory")
     try:
         path = root.resolve(build)
         directory = root.inside(path)
@@ -281,12 +282,14 @@ def architecture(config: Mapping[str, str]) -> str:
     return ""
 
 
-def kernel_config(root: Root, release: str, directory: str = "") -> Mapping[str, str]:
+def kernel_config(root: Root, release: str, directory: str = "", *, asked: str = "") -> Mapping[str, str]:
     """A kernel's configuration, `CONFIG_X` → `y`, `m` or its value: of its headers, else of the kernel itself.
 
-    Empty when there is none. In the order of dkms(8), then where distributions put it.
+    Empty when there is none. `asked` (--config) is read instead of the headers'. In the order of dkms(8), then where
+    distributions put it.
     """
     places = [f"{directory}/{name}" for name in CONFIGS] if directory else []
+    places = [asked] if asked else places
     places += [f"{root.inside(root.modules)}/{release}/config", f"/boot/config-{release}"]
     for inside in places:
         path = boot.reachable(root, inside)

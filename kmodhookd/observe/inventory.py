@@ -21,7 +21,18 @@ from kmodhookd.model import (
     Recipe,
     Source,
 )
-from kmodhookd.observe import decisions, dependencies, dkmsconf, dkmstree, families, keys, recipes, sources, vanished
+from kmodhookd.observe import (
+    decisions,
+    dependencies,
+    dkmsconf,
+    dkmstree,
+    families,
+    keys,
+    overlays,
+    recipes,
+    sources,
+    vanished,
+)
 from kmodhookd.observe import kernels as kernel_trees
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.inspector import Inspector
@@ -31,6 +42,7 @@ from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 SUFFIXES = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
+JOBS = re.compile(r"(?<=\s)(-j|--jobs[= ])\s*(?!1(?:\s|$))\d+(?=\s|$)")
 TOOL = re.compile(r"(.*-)?(gcc|cc|clang|ld|ld\.lld|as|make|patch)(-[0-9.]+)?")
 
 
@@ -124,9 +136,14 @@ def _placements(at: _Look, source: Source, kernels: list[Kernel]) -> list[Placem
     """A source on every kernel. One reading of dkms.conf serves them all."""
     targets = [(kernel.release, kernel.arch) for kernel in kernels]
     confs: Mapping[tuple[str, str], Conf | Fault] = {}
+    plain: Mapping[tuple[str, str], Conf | Fault] = {}
     if source.directory and not source.problem and targets:
-        confs = dkmsconf.read_conf(at.root, at.settings, source, targets)
-    return [_placement(at, source, kernel, confs.get((kernel.release, kernel.arch))) for kernel in kernels]
+        plain = confs = dkmsconf.read_conf(at.root, at.settings, source, targets)
+        if at.settings.invocation.plain != at.settings.invocation:
+            as_files_say = at.settings.model_copy(update={"invocation": at.settings.invocation.plain})
+            plain = dkmsconf.read_conf(at.root, as_files_say, source, targets)
+    cells = [(kernel, (kernel.release, kernel.arch)) for kernel in kernels]
+    return [_placement(at, source, kernel, confs.get(cell), plain.get(cell)) for kernel, cell in cells]
 
 
 def _tools(root: Root) -> str:
@@ -143,9 +160,13 @@ def _tools(root: Root) -> str:
     return hashlib.sha256("\0".join(sorted(found)).encode()).hexdigest()
 
 
-def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None) -> Placement:
+def _placement(
+    at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None, plain: Conf | Fault | None
+) -> Placement:
+    """`plain` is the conf without what one call changes in it: what was built by that is not stale for the next look."""
     cell = (source.module, source.version, kernel.release, kernel.arch)
     recipe, problem, remedy = _recipe(at, source, kernel, conf)
+    as_files_say = recipe if plain is conf else _recipe(at, source, kernel, plain)[0] or recipe
     record = decisions.record(at.root, cell)
     version = at.tree.versions.get((source.module, source.version))
     stored_paths = version.built.get((kernel.release, kernel.arch)) if version else None
@@ -180,7 +201,7 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
         outdated=dependencies.outdated(at.root, at.settings, recipe) if recipe is not None and stored else "",
         record=record,
         failure=decisions.failure(at.root, cell),
-        fingerprint=_fingerprint(at, source, kernel, recipe),
+        fingerprint=_fingerprint(at, source, kernel, as_files_say),
         tools=at.tools,
         key=at.signing[kernel.release].identity,
         signing=at.signing[kernel.release].inputs,
@@ -194,7 +215,9 @@ def _recipe(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None
     if conf is None:
         return None, source.problem or "there is no dkms.conf", source.remedy
     if kernel.release not in at.configs:
-        at.configs[kernel.release] = kernel_config(at.root, kernel.release, kernel.headers.directory)
+        asked = at.settings.invocation.kernel_config
+        directory = kernel.headers.directory
+        at.configs[kernel.release] = kernel_config(at.root, kernel.release, directory, asked=asked)
     try:
         made = recipes.recipe(
             conf, source.module, source.version, kernel.release, kernel.arch, at.configs[kernel.release] or None
@@ -248,6 +271,9 @@ def _fingerprint(at: _Look, source: Source, kernel: Kernel, recipe: Recipe | Non
     """Of everything that a build is made from; "" while something of it cannot be read."""
     if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
         return ""
-    parts = [source.fingerprint, recipe.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint]
+    # How many compilers there are at once ($parallel_jobs) says nothing about what they make; -j1 is somebody's remedy.
+    counted = recipe.model_copy(update={"make": JOBS.sub(r"\1", recipe.make)})
+    parts = [source.fingerprint, counted.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint]
     inherited = dependencies.fingerprint(at.root, at.settings, recipe) if recipe.depends else ""
-    return hashlib.sha256("\0".join([*parts, *([inherited] if inherited else [])]).encode()).hexdigest()
+    laid_over = overlays.fingerprint(at.root, at.settings, recipe)
+    return hashlib.sha256("\0".join([*parts, *filter(None, (inherited, laid_over))]).encode()).hexdigest()

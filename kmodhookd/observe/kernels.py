@@ -8,7 +8,7 @@ with nothing but the way to headers is headers alone. Everything else in the mod
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +62,8 @@ def kernels(
     running = running_release(root)
     result = []
     for tree in trees:
-        kernel = _kernel(root, tree, family, packages[tree.release], memory)
+        asked = settings.invocation.kernel_source_dir
+        kernel = _kernel(root, tree, family, packages[tree.release], memory, asked)
         owner = owners.state(kernel.package) if kernel.package else "unknown"
         changes = {
             "running": tree.is_kernel and tree.release == running,
@@ -79,7 +80,7 @@ def boot_default(root: Root, settings: Settings) -> str:
     return boot.boot_default(root, {t.release: t.pkgbase for t in _trees(root, settings, []) if t.is_kernel})
 
 
-def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: headers.Memory) -> Kernel:
+def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: headers.Memory, asked: str) -> Kernel:
     flavour = family.flavour(tree.release, tree.pkgbase, package)
     arch = _arch(root, tree)
     subject = headers.Subject(
@@ -92,6 +93,10 @@ def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: heade
         is_kernel=tree.is_kernel,
     )
     found = headers.headers(root, subject, family, memory)
+    if asked:
+        other = headers.headers(root, replace(subject, asked=asked), family, memory)
+        # What is built by them counts as built by the kernel's own: it is not to be built again for the difference.
+        found = other.model_copy(update={"fingerprint": found.fingerprint or other.fingerprint})
     if not arch:
         arch = headers.architecture(headers.kernel_config(root, tree.release, found.directory)) or os.uname().machine
     return Kernel(

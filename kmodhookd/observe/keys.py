@@ -21,6 +21,7 @@ from kmodhookd.confine import build_user
 from kmodhookd.errors import Fault
 from kmodhookd.model import Kernel, Noun
 from kmodhookd.observe import families
+from kmodhookd.observe.framework import signing_values
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -114,9 +115,9 @@ def _signing(root: Root, settings: Settings, kernel: Kernel, config: Mapping[str
 # --- which ------------------------------------------------------------------------------------------------------------
 
 
-def _configured(settings: Settings, release: str, arch: str) -> tuple[str, str, str]:
+def _configured(root: Root, settings: Settings, release: str, arch: str) -> tuple[str, str, str]:
     """`sign_file`, `mok_signing_key` and `mok_certificate` of framework.conf for one kernel; "" where it is silent."""
-    values = (settings.dkms.sign_file, settings.dkms.mok_signing_key, settings.dkms.mok_certificate)
+    values = signing_values(root, settings, release, arch)
     names = {"kernelver": release, "arch": arch}
     sign_file, key, public = (
         re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda name: names.get(name[1] or name[2], ""), value) for value in values
@@ -127,7 +128,7 @@ def _configured(settings: Settings, release: str, arch: str) -> tuple[str, str, 
 def _tool(root: Root, settings: Settings, kernel: Kernel) -> tuple[str, str]:
     """The program that signs, or "" and where it was looked for last. A `Fault` when a configured one cannot be run."""
     release = kernel.release
-    chosen = _configured(settings, release, kernel.arch)[0]
+    chosen = _configured(root, settings, release, kernel.arch)[0]
     if chosen:
         if not chosen.startswith("/") or not _runs(root, chosen):
             hint = "sign_file of /etc/dkms/framework.conf names the program that signs"
@@ -151,7 +152,7 @@ def _runs(root: Root, inside: str) -> bool:
 
 def pair(root: Root, settings: Settings, release: str, arch: str, config: Mapping[str, str]) -> Pair:
     """Key and certificate: framework.conf's, else the distribution's, else DKMS's own. They need not exist."""
-    _, key, public = _configured(settings, release, arch)
+    _, key, public = _configured(root, settings, release, arch)
     configured = bool(key or public)
     name = families.dkms_name(root)
     if not key and name.startswith("ubuntu"):

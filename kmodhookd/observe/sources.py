@@ -236,7 +236,7 @@ def _content(directory: Path, known: Mapping[str, _Hashed], fresh: dict[str, _Ha
     tree = _walk(directory)
     earlier = known.get(str(directory))
     unchanged = earlier is not None and earlier.signature == tree.signature
-    fingerprint = earlier.fingerprint if earlier is not None and unchanged else _digest(directory)
+    fingerprint = earlier.fingerprint if earlier is not None and unchanged else digest(directory)
     if time.time() - tree.youngest > SETTLED:
         fresh[str(directory)] = _Hashed(signature=tree.signature, fingerprint=fingerprint)
     return {"fingerprint": fingerprint, "youngest": tree.youngest}
@@ -254,20 +254,20 @@ def _walk(directory: Path) -> Tree:
     return Tree(youngest, digest.hexdigest())
 
 
-def _digest(directory: Path) -> str:
+def digest(directory: Path) -> str:
     """Hash over every file's name, executability and content, and every link's target."""
-    digest = hashlib.sha256()
+    result = hashlib.sha256()
     top = os.fsencode(directory)
     for relative, status in _entries(directory):
         path = os.path.join(top, relative)
-        digest.update(relative + b"\0")
+        result.update(relative + b"\0")
         if stat.S_ISLNK(status.st_mode):
-            digest.update(b"l" + os.readlink(path))
+            result.update(b"l" + os.readlink(path))
         elif stat.S_ISREG(status.st_mode):
-            digest.update(b"x" if status.st_mode & 0o111 else b"f")
+            result.update(b"x" if status.st_mode & 0o111 else b"f")
             with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+                result.update(hashlib.file_digest(file, "sha256").digest())
+    return result.hexdigest()
 
 
 def _entries(directory: Path) -> list[tuple[bytes, os.stat_result]]:

@@ -180,7 +180,7 @@ def _remarks(placement: Placement, context: Context) -> Iterator[Fact]:
 
 def _is_wanted(placement: Placement, context: Context) -> bool:
     """Whether this version is the one that should go to this kernel by itself."""
-    automatic = placement.recipe is not None and placement.recipe.autoinstall
+    automatic = context.settings.automatic and placement.recipe is not None and placement.recipe.autoinstall
     return automatic and not context.superseded_by and context.decision is None
 
 
@@ -299,6 +299,8 @@ def _waiting_kernel(placement: Placement, context: Context) -> Verdict:
 
 def _waiting_headers(placement: Placement, context: Context) -> Verdict:
     headers = context.kernel.headers
+    if not context.settings.automatic:
+        return None  # nothing waits where nothing would follow
     if headers.state not in (HeadersState.MISSING, HeadersState.MISMATCHED):
         return None
     verdict = headers.detail or f"headers {headers.state}"
@@ -307,7 +309,7 @@ def _waiting_headers(placement: Placement, context: Context) -> Verdict:
 
 def _waiting_dependency(placement: Placement, context: Context) -> Verdict:
     missing = context.missing_dependencies
-    if not missing:
+    if not missing or not context.settings.automatic:
         return None
     if context.cycle:
         circle = " → ".join((*context.cycle, context.cycle[0]))
@@ -322,7 +324,14 @@ def _waiting_dependency(placement: Placement, context: Context) -> Verdict:
 def _built(placement: Placement, context: Context) -> Verdict:
     if not placement.built:
         return None
-    return State.BUILT, Fact(fact="DKMS tree", verdict="built, not installed")
+    return State.BUILT, Fact(fact="DKMS tree", verdict="built, not installed" + _switched_off(context))
+
+
+def _switched_off(context: Context) -> str:
+    """Why nothing is built by itself."""
+    if context.settings.automatic:
+        return ""
+    return f": {context.settings.dkms.no_autoinstall or 'policy.autoinstall = false'} switches automatic building off"
 
 
 def _added(placement: Placement, context: Context) -> Verdict:
@@ -333,7 +342,7 @@ def _added(placement: Placement, context: Context) -> Verdict:
         remedy = f"kmodhookctl install {placement.module}/{placement.version} -k {placement.kernel}"
         return State.ADDED, Fact(fact="dkms.conf", verdict=verdict, remedy=remedy)
     else:
-        verdict = "known and not built"
+        verdict = "known and not built" + _switched_off(context)
     return State.ADDED, Fact(fact=f"source {context.source.path}", verdict=verdict)
 
 

@@ -237,7 +237,7 @@ def _wanted(picture: _Picture, placement: Placement, rebuild: Sequence[Target], 
         return False, ""
     if any(_matches(target, placement) for target in rebuild):
         return True, ASKED
-    if not (picture.settings.policy.autoinstall and placement.recipe and placement.recipe.autoinstall):
+    if not (picture.settings.automatic and placement.recipe and placement.recipe.autoinstall):
         return False, ""
     failure = placement.failure
     if failure is not None and cells.failure_stands(placement):

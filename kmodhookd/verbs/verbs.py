@@ -284,6 +284,9 @@ class Verbs:
         while work.do(inventory, Plan(actions=tuple(actions))):
             pass  # what depends on others comes in a round of its own
         work.finish(inventory)
+        asked_for = {action.kernel for action in actions if action.kind is ActionKind.INSTALL}
+        if self.settings.dkms.modprobe_on_install and work.installed and inventory.running in asked_for:
+            work.load_modules()
         failed = []
         for action in actions:
             failure = decisions.failure(self.root, _cell(action))

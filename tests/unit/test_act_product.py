@@ -15,6 +15,7 @@ from kmodhookd.errors import Fault
 from kmodhookd.model import BuiltModule, Headers, HeadersState, Kernel
 from kmodhookd.observe.elf import read_module
 from kmodhookd.root import Root
+from kmodhookd.settings import Dkms
 
 K = "6.1.0-56-amd64"
 KERNEL = Kernel(release=K, tree=f"/usr/lib/modules/{K}", arch="x86_64", headers=Headers(state=HeadersState.PRESENT))
@@ -166,3 +167,19 @@ def test_a_workspace_deeper_than_a_recursion_is_removed(tmp_path: Path) -> None:
     subprocess.run(["/bin/sh", "-c", script, "sh", top], check=True)
     Workspace(top, "", 0).remove()
     assert not top.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("gz", "compress_gzip_opts"), ("xz", "compress_xz_opts"), ("zst", "compress_zstd_opts")]
+)
+def test_options_of_framework_conf(tmp_path: Path, kind: str, name: str) -> None:
+    """They reach the program; one that it refuses is an error, where DKMS would go on with a plain file."""
+    module = modules.build(tmp_path / "tiny.ko")
+    content = module.read_bytes()
+    packed = compress(Root(tmp_path), module, kind, Dkms.model_validate({name: "-1"}))
+    assert [path.name for path in tmp_path.iterdir()] == [packed.name] == [f"tiny.ko.{kind}"]
+    program = {"gz": "zcat", "xz": "xzcat", "zst": "zstdcat"}[kind]
+    assert subprocess.run([program, packed], capture_output=True, check=True).stdout == content
+    module = modules.build(tmp_path / "other.ko")
+    with pytest.raises(Fault, match=f"does not compress it: .*{name} in /etc/dkms/framework.conf is '--nonsense'"):
+        compress(Root(tmp_path), module, kind, Dkms.model_validate({name: "--nonsense"}))

@@ -26,7 +26,7 @@ from kmodhookd.model import (
     Target,
 )
 from kmodhookd.plan import planner
-from kmodhookd.settings import Settings
+from kmodhookd.settings import Dkms, Policy, Settings
 
 SETTINGS = Settings()
 
@@ -300,3 +300,36 @@ def test_a_held_gate_changes_no_tree(world: Inventory) -> None:
 
 
 assert worlds
+
+
+# --- automatic building switched off ----------------------------------------------------------------------------------
+
+OFF = {
+    "/etc/dkms/no-autoinstall": Settings(dkms=Dkms(no_autoinstall="/etc/dkms/no-autoinstall")),
+    "policy.autoinstall = false": Settings(policy=Policy(autoinstall=False)),
+}
+
+
+@pytest.mark.parametrize("switch", OFF)
+def test_switched_off_nothing_is_built_and_no_headers_are_asked_for(switch: str) -> None:
+    """An administrator's word: what is wanted by nobody waits for nothing."""
+    v4l, k1, k2 = source("v4l"), kernel("6.1.0-1-amd64"), kernel("6.1.0-2-amd64", HeadersState.MISSING)
+    made = planner.make(inventory([placement(v4l, k1), placement(v4l, k2)], [k1, k2], [v4l]), OFF[switch], now=NOW)
+    assert made.actions == () and made.missing_headers == ()
+    assert {cell.state for cell in made.cells} == {State.ADDED} and not any(cell.wanted for cell in made.cells)
+    assert all(switch in cell.facts[0].verdict for cell in made.cells)
+    assert {verdict.verdict for verdict in made.boot} == {"ready"}
+
+
+def test_switched_off_an_explicit_rebuild_is_done_all_the_same() -> None:
+    v4l, k1 = source("v4l"), kernel("6.1.0-1-amd64")
+    world = inventory([placement(v4l, k1)], [k1], [v4l])
+    made = planner.make(world, OFF["/etc/dkms/no-autoinstall"], rebuild=[Target(module="v4l")], now=NOW)
+    assert kinds(made) == [("build", "v4l", k1.release), ("install", "v4l", k1.release)]
+
+
+def test_switched_off_what_is_there_stays() -> None:
+    v4l, k1 = source("v4l"), kernel("6.1.0-1-amd64")
+    there = installed(placement(v4l, k1)).model_copy(update={"fingerprint": "changed"})
+    made = planner.make(inventory([there], [k1], [v4l]), OFF["/etc/dkms/no-autoinstall"], now=NOW)
+    assert made.actions == () and state(made, "v4l", k1.release) is State.STALE

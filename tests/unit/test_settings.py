@@ -65,10 +65,3 @@ def test_another_file_replaces_the_roots_own(tmp_path: Path) -> None:
     root = trees.make(tmp_path, {MAIN: "[build]\njobs = 3\n", "/other.toml": "[build]\nnice = 1\n"})
     made = settings.load(root, str(tmp_path / "other.toml"))
     assert (made.build.jobs, made.build.nice) == (0, 1)
-
-
-def test_where_dkms_keeps_its_trees(tmp_path: Path) -> None:
-    framework = '# dkms_tree="/no"\ndkms_tree="/srv/dkms/"\nsource_tree=$(pwd)\n'
-    made = load(tmp_path, {"/etc/dkms/framework.conf": framework})
-    assert (made.dkms_tree, made.source_tree) == ("/srv/dkms", "/usr/src")
-    assert any("source_tree=$(pwd)" in problem for problem in made.problems)

@@ -117,9 +117,9 @@ def test_the_kernels_own_module_is_looked_at_before_ours_goes_over_it() -> None:
         assert kinds(asking.needed(cell, asked)) == [ActionKind.BUILD, ActionKind.INSTALL]
     ours = Artifact(path="/x/foo.ko", module="foo", vermagic=f"{K} ", version="1")
     made = cell.model_copy(update={"built": True, "stored": (ours,)})
-    refused = asking.in_tree_wins(made, INSTALL)
+    refused = asking.in_tree_wins(made, INSTALL, Settings())
     assert refused is not None and refused.cause is Obstacle.IN_TREE
-    assert asking.in_tree_wins(made, Asked(install=True, over_in_tree=True)) is None
+    assert asking.in_tree_wins(made, Asked(install=True, over_in_tree=True), Settings()) is None
 
 
 # --- and the planner ---------------------------------------------------------------------------------------------------
