@@ -21,7 +21,18 @@ from kmodhookd.model import (
     Recipe,
     Source,
 )
-from kmodhookd.observe import decisions, dependencies, dkmsconf, dkmstree, families, keys, recipes, sources, vanished
+from kmodhookd.observe import (
+    decisions,
+    dependencies,
+    dkmsconf,
+    dkmstree,
+    families,
+    keys,
+    parked,
+    recipes,
+    sources,
+    vanished,
+)
 from kmodhookd.observe import kernels as kernel_trees
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.inspector import Inspector
@@ -91,6 +102,7 @@ def look(root: Root, settings: Settings) -> Inventory:
         boot_default=next((kernel.release for kernel in kernels if kernel.boot_default), ""),
         running=next((kernel.release for kernel in kernels if kernel.running), ""),
         problems=tuple(dict.fromkeys(at.problems)),
+        parked=tuple("/".join(names) for names, note in parked.parked(root, tree).items() if note.running),
         orphans=tuple(orphans),
         departed=sources.departed(root, found, owners),
     )
@@ -150,7 +162,8 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
     version = at.tree.versions.get((source.module, source.version))
     stored_paths = version.built.get((kernel.release, kernel.arch)) if version else None
     stored = tuple(at.inspector.artifact(path) for path in stored_paths or ())
-    names = _names(recipe, stored)
+    # Of a version whose source and build are gone only its record tells what is installed.
+    names = _names(recipe, stored) | {module_name(file.path) for file in (record.files if record else ())}
     targets = set()
     if recipe is not None:
         for module in recipe.modules:
