@@ -6,7 +6,6 @@ the gate holds back what we do by ourselves and nothing else; a tree that is sti
 """
 
 import functools
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,14 +17,13 @@ from kmodhookd.model import (
     HeadersState,
     Inventory,
     Kernel,
-    MissingHeaders,
     Placement,
     Plan,
     Source,
     State,
     Target,
 )
-from kmodhookd.plan import boot, cells, decisions, dependencies, intree
+from kmodhookd.plan import boot, cells, decisions, dependencies, intree, warnings
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -77,7 +75,7 @@ def make(
     return Plan(
         cells=tuple(picture.cells[key] for key in sorted(picture.cells)),
         actions=tuple(allowed),
-        missing_headers=_missing_headers(picture),
+        missing_headers=warnings.missing_headers(picture.cells.values(), picture.kernels),
         boot=verdicts,
         look_again=min([*work.look_again, *_arriving(picture, now)], default=0.0),
         held_back=len(allowed) < len(actions),
@@ -361,33 +359,3 @@ def _deregistrations(picture: _Picture) -> Iterable[Action]:
         if source.gone and (source.module, source.version) not in busy:
             reason = "its source package was removed"
             yield Action(kind=ActionKind.REMOVE, module=source.module, version=source.version, reason=reason)
-
-
-# --- warnings -------------------------------------------------------------------------------------------------------
-
-
-def _missing_headers(picture: _Picture) -> tuple[MissingHeaders, ...]:
-    """Kernels for which some module waits for headers; a kernel whose modules are all there needs none (promise 9)."""
-    waiting: dict[str, list[str]] = defaultdict(list)
-    for cell in picture.cells.values():
-        if cell.state is State.WAITING_HEADERS and cell.wanted:
-            waiting[cell.kernel].append(cell.module)
-    result = []
-    for release, modules in sorted(waiting.items()):
-        kernel = picture.kernels[release]
-        if kernel.leaving:
-            continue
-        cause = str(kernel.headers.state)
-        if kernel.headers.state is HeadersState.MISMATCHED:
-            cause = f"mismatched: {kernel.headers.detail}"
-        result.append(
-            MissingHeaders(
-                kernel=release,
-                flavour=kernel.flavour,
-                package=kernel.headers.package,
-                command=kernel.headers.command,
-                cause=cause,
-                modules=tuple(sorted(modules)),
-            )
-        )
-    return tuple(result)
