@@ -25,8 +25,6 @@ from kmodhookd.observe.parked import Parked
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
-RPM = f"{store.RUNTIME}/rpm-safe-upgrade"
-
 
 def park(root: Root, settings: Settings, inventory: Inventory, source: Source, why: str) -> tuple[str, ...]:
     """Deregister a version and leave its modules where they are; a sentence that says so.
@@ -119,33 +117,6 @@ def discard(root: Root, module: str, version: str) -> None:
     shutil.rmtree(place, ignore_errors=True)
     with contextlib.suppress(OSError):
         place.parent.rmdir()
-
-
-# --- rpm ------------------------------------------------------------------------------------------------------------
-# rpm installs the new package before it removes the old one: of one version of a source that both have, `add` comes
-# before `remove`. DKMS's --rpm_safe_upgrade: that removal is cancelled, once, in the transaction of that addition.
-
-
-def added_by_rpm(root: Root, module: str, version: str) -> None:
-    """Remember for this transaction that a version was added with --rpm_safe_upgrade."""
-    path = _rpm(root, module, version)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def removal_is_cancelled(root: Root, module: str, version: str) -> bool:
-    """Whether a removal with --rpm_safe_upgrade would take away what the same transaction has just added."""
-    try:
-        _rpm(root, module, version).unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _rpm(root: Root, module: str, version: str) -> Path:
-    """A name that no other transaction has: that of the package manager's process, else of the script's parent."""
-    manager = next(iter(processes.package_managers()), os.getppid())
-    return root.resolve(RPM) / f"{manager}-{processes.started(manager)}" / f"{module}@{version}"
 
 
 # --- small things -----------------------------------------------------------------------------------------------------

@@ -14,14 +14,12 @@ import trees
 from installations import SETTINGS, UPDATES, K, link, originals, put_in, recipe
 
 from kmodhookd import engine, processes
-from kmodhookd.act import parking
 from kmodhookd.act.controls import Controls
 from kmodhookd.model import Cell, DecisionKind, Record
 from kmodhookd.observe import decisions, dkmstree, maintscript, parked
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import planner
 from kmodhookd.protocol import Request
-from kmodhookd.root import Root
 from kmodhookd.verbs import Verbs
 
 PACKAGE = "foo-dkms"
@@ -218,8 +216,15 @@ def test_an_upgrade_that_was_called_off_leaves_all_as_it_was(machine: Machine) -
     assert machine.installed() == "1.0" and machine.parked() == []
 
 
-def test_what_real_dkms_installed_is_known_as_ours_before_its_build_is_out_of_sight(machine: Machine) -> None:
+@pytest.mark.parametrize("ours", ["", "build"])
+def test_what_real_dkms_installed_is_known_as_ours_before_its_build_is_out_of_sight(
+    machine: Machine, ours: str
+) -> None:
+    """Its own build, or one of ours that it found."""
+    record = machine.record()
     decisions.forget(machine.root, "records", CELL)
+    if ours:
+        decisions.save_record(machine.root, record.model_copy(update={"files": (), "installed_fingerprint": ""}))
     machine.prerm()
     assert [file.path for file in machine.record().files] == [f"{UPDATES}/foo.ko"]
 
@@ -249,15 +254,3 @@ def test_another_file_system_costs_the_builds_and_nothing_else(
     assert machine.registered() == [] and machine.installed() == "1.0" and machine.parked() == ["1.0"]
     Verbs(machine.root, SETTINGS, lambda _: None).add("foo", "1.0")
     assert machine.registered() == ["1.0"] and machine.installed() == "1.0" and machine.record().files
-
-
-def test_rpm_takes_back_what_it_has_just_added_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Root(tmp_path)
-    monkeypatch.setattr(processes, "package_managers", lambda: [os.getpid()])
-    parking.added_by_rpm(root, "foo", "1.0")
-    assert not parking.removal_is_cancelled(root, "foo", "0.9")
-    monkeypatch.setattr(processes, "package_managers", lambda: [os.getppid()])
-    assert not parking.removal_is_cancelled(root, "foo", "1.0"), "that is another transaction"
-    monkeypatch.setattr(processes, "package_managers", lambda: [os.getpid()])
-    assert parking.removal_is_cancelled(root, "foo", "1.0")
-    assert not parking.removal_is_cancelled(root, "foo", "1.0")
