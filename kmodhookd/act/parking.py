@@ -110,6 +110,13 @@ def settle(root: Root, settings: Settings) -> None:
             discard(root, module, version)
 
 
+def end_of_transaction(root: Root) -> None:
+    """The package manager says that it is done, though its process may still be there (dpkg's post-invoke)."""
+    for note in parked.notes(root).values():
+        if note.manager:
+            store.save(_place(root, note.module, note.version) / parked.NOTE, note.model_copy(update={"manager": 0}))
+
+
 def discard(root: Root, module: str, version: str) -> None:
     """Nothing of this version is parked any more."""
     place = _place(root, module, version)

@@ -103,6 +103,10 @@ class Hook:
 
     def end(self) -> None:
         """Tell the daemon that the package manager has done its work."""
+        from kmodhookd.act import parking
+
+        with contextlib.suppress(OSError):
+            parking.end_of_transaction(self.root)
         daemon = self._daemon()
         if daemon is not None:
             daemon.send_hook("TransactionEnd", self.backend, self.transaction.id or package_manager(), ())

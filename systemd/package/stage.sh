@@ -33,8 +33,8 @@ if [ "${3:-}" = dkms ]; then
     esac
     put 755 hooks/dkms/common.postinst usr/lib/dkms/common.postinst
     put 755 hooks/dkms/dkms_autoinstaller usr/lib/dkms/dkms_autoinstaller
-    manual dkms.8
-    put 644 systemd/completion/dkms usr/share/bash-completion/completions/dkms
+    mkdir -p "$dest/usr/share/man/man8"
+    ln -s kmodhookd-dkms.8.gz "$dest/usr/share/man/man8/dkms.8.gz"
     exit 0
 fi
 

@@ -15,6 +15,7 @@ from installations import SETTINGS, UPDATES, K, link, originals, put_in, recipe
 
 from kmodhookd import engine, processes
 from kmodhookd.act.controls import Controls
+from kmodhookd.cli.transaction import Hook
 from kmodhookd.model import Cell, DecisionKind, Record
 from kmodhookd.observe import decisions, dkmstree, maintscript, parked
 from kmodhookd.observe.inventory import look
@@ -178,11 +179,16 @@ def test_the_old_one_stays_when_the_new_one_cannot_be_built_and_that_is_said(mac
     assert "version 1.0" in [fact.fact for fact in machine.cell("2.0").facts]
 
 
-def test_a_package_that_has_no_such_source_any_more_takes_the_modules_along(machine: Machine) -> None:
+@pytest.mark.parametrize("ending", ["process", "hook"])
+def test_a_package_that_has_no_such_source_any_more_takes_the_modules_along(machine: Machine, ending: str) -> None:
+    """By the end of the package manager's process, or by its word that it is done (dpkg's post-invoke)."""
     machine.prerm()
     machine.path(f"/var/lib/dpkg/info/{PACKAGE}.list").write_text("/.\n")
     shutil.rmtree(machine.path("/usr/src/foo-1.0"))
-    machine.over()
+    if ending == "hook":
+        Hook("dpkg", machine.root).end()
+    else:
+        machine.over()
     machine.one_pass()
     assert machine.installed() == "original", "what was archived for it comes back"
     assert machine.parked() == [] and decisions.recorded_cells(machine.root, "records") == []
