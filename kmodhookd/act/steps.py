@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from kmodhookd import store
-from kmodhookd.act import clean, debts, initramfs, install, journal, parking, registry
+from kmodhookd.act import clean, debts, initramfs, install, journal, registry
 from kmodhookd.act.build import build
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.depmod import depmod
@@ -35,7 +35,7 @@ from kmodhookd.model import (
     Record,
     Target,
 )
-from kmodhookd.observe import decisions, families, parked
+from kmodhookd.observe import decisions, families
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import cells, intree
 from kmodhookd.plan import decisions as standing
@@ -99,7 +99,6 @@ class Work:
     def finish(self, inventory: Inventory) -> None:
         """What is left to the end of a pass: the indexes that waited for dependencies, and initramfs."""
         self._index(None)
-        self._settle_parked()
         if not self.controls.held and not self.controls.wind_down.is_set():
             self._settle_initramfs(inventory)
 
@@ -359,13 +358,6 @@ class Work:
             case ActionKind.CLEAN:
                 self.notes += clean.clean(self.root, self.settings, now.kernels[action.kernel])
                 self._dirty.discard(action.kernel)
-
-    def _settle_parked(self) -> None:
-        """Forget the versions that an upgrade has replaced by now."""
-        with self._apart("parked versions"):
-            if parked.notes(self.root):
-                with engine_lock(self.root, self.settings, on_wait=self.notes.append):
-                    parking.settle(self.root, self.settings)
 
     def _settle_initramfs(self, inventory: Inventory) -> None:
         """Make the initramfs of each kernel again whose modules came too late for it."""
