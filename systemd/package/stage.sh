@@ -35,6 +35,7 @@ if [ "${3:-}" = dkms ]; then
     put 755 hooks/dkms/dkms_autoinstaller usr/lib/dkms/dkms_autoinstaller
     mkdir -p "$dest/usr/share/man/man8"
     ln -s kmodhookd-dkms.8.gz "$dest/usr/share/man/man8/dkms.8.gz"
+    put 644 systemd/completion/dkms usr/share/bash-completion/completions/dkms
     exit 0
 fi
 
