@@ -8,6 +8,8 @@ PATH=${PATH:-/usr/sbin:/usr/bin:/sbin:/bin}
 export PATH
 NOTES=/var/lib/kmodhookd/notes
 CONFIG=/etc/kmodhookd
+NO_AUTOINSTALL=/etc/dkms/no-autoinstall
+NO_AUTOINSTALL_MARK="# made by kmodhookd: it keeps DKMS's own automatic builds off"
 SLACK=10 # seconds that kmodhookctl has beyond its own limit to come to an end
 
 # wall: seconds after which a hook that waits for builds is killed. kmodhookctl gives up by itself after hooks.total
@@ -57,6 +59,15 @@ bounded() {
 note() {
     mkdir -p "$NOTES" 2>/dev/null &&
         printf '%s\n' "$*" >"$NOTES/$1-$2-$$" 2>/dev/null
+}
+
+# switched_off: whether an administrator has switched automatic builds off, DKMS's way. The file that we keep there for real
+# DKMS does not count.
+switched_off() {
+    [ -e "$NO_AUTOINSTALL" ] || return 1
+    first=
+    read -r first <"$NO_AUTOINSTALL" 2>/dev/null || true
+    [ "$first" != "$NO_AUTOINSTALL_MARK" ]
 }
 
 # excuse BACKEND: what there is to say at the end of a transaction in which kmodhookctl could not run.

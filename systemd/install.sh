@@ -9,18 +9,20 @@ state=/var/lib/kmodhookd
 pid_file=/run/kmodhookd/pid
 action=install
 adopt=no
+dkms=no
 
 usage() {
     cat <<'EOF'
-usage: sudo systemd/install.sh [--adopt] [--demo | --dkms | --uninstall | --help]
+usage: sudo systemd/install.sh [--adopt] [--dkms] | --demo | --uninstall | --help
 
 Builds a package from this checkout, installs it with the system's package manager, starts kmodhookd, lets it build
 every out-of-tree module for every installed kernel, and prints what is there. May be run again at any time.
 
   --adopt      also take sources that lie in /usr/src unregistered beside a DKMS tree (without it you are asked)
+  --dkms       put our dkms in place of the real one, which is removed; -dkms packages stay, and so does what DKMS built
   --demo       install nothing: show a kernel upgrade in a throw-away root, about a minute
-  --dkms       put our dkms in place of the real one (not there yet)
-  --uninstall  remove everything but the modules: package, settings, state, caches, build user
+  --uninstall  remove everything but the modules: packages, settings, state, caches, build user; where -dkms packages
+               need a dkms, the real one comes back
 
 Proven on Debian 12 and 13; prepared for Ubuntu 24.04 and Arch Linux.
 EOF
@@ -40,7 +42,8 @@ parse() {
     for word in "$@"; do
         case $word in
         --adopt) adopt=yes ;;
-        --demo | --dkms | --uninstall) action=${word#--} ;;
+        --dkms) dkms=yes ;;
+        --demo | --uninstall) action=${word#--} ;;
         -h | --help)
             usage
             exit 0
@@ -102,38 +105,57 @@ quietly() {
 # --- the package ------------------------------------------------------------------------------------------------------
 
 build_package() {
+    local built
     say "Building the package"
     case $family in
-    debian) package=$("$here/package/deb.sh" "$work") ;;
-    arch) package=$("$here/package/alpm.sh" "$work") ;;
+    debian) built=$("$here/package/deb.sh" "$work") ;;
+    arch) built=$("$here/package/alpm.sh" "$work") ;;
     esac
-    echo "${package##*/}"
+    mapfile -t packages <<<"$built"
+    # Our dkms stays where it is installed already: both packages are of one version.
+    [[ $dkms == yes ]] || ! is_installed kmodhookd-dkms || dkms=yes
+    [[ $dkms == yes ]] || packages=("${packages[0]}")
+    printf '%s\n' "${packages[@]##*/}"
+}
+
+is_installed() { # PACKAGE
+    case $family in
+    debian) [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]] ;;
+    arch) pacman -Qq "$1" 2>/dev/null | grep -qx "$1" ;; # -Q also finds what merely provides it
+    esac
 }
 
 install_package() {
-    say "Installing ${package##*/}"
+    say "Installing ${packages[*]##*/}"
     case $family in
     debian) install_deb ;;
     arch) install_alpm ;;
     esac
 }
 
+apt=(apt-get -q -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confdef
+    -o Dpkg::Options::=--force-confold -o APT::Sandbox::User=root)
+
+# apt_gone WORDS...: the packages that apt would remove, but for the real dkms.
+apt_gone() {
+    "${apt[@]}" --simulate "$@" 2>/dev/null | sed -n 's/^\(Remv\|Purg\) \([^ ]*\).*/\2/p' | grep -vx dkms || true
+}
+
 install_deb() {
-    local apt=(apt-get -q -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confdef
-        -o Dpkg::Options::=--force-confold)
-    local install=("${apt[@]}" -o APT::Sandbox::User=root install --reinstall --allow-downgrades "$package")
+    local gone install=(install --reinstall --allow-downgrades "${packages[@]}")
     export DEBIAN_FRONTEND=noninteractive
     # Package lists may be missing or too old for what we depend on.
-    if ! "${install[@]}" --simulate >/dev/null 2>&1; then
+    if ! "${apt[@]}" --simulate "${install[@]}" >/dev/null 2>&1; then
         quietly "${apt[@]}" update || die "apt cannot update its package lists" "is the network there?"
     fi
-    quietly "${install[@]}" || die "apt could not install the package" "what it said is above"
+    gone=$(apt_gone "${install[@]}")
+    [[ -z $gone ]] || die "apt would remove ${gone//$'\n'/, }" "they need what kmodhookd-dkms does not provide; nothing was changed"
+    quietly "${apt[@]}" "${install[@]}" || die "apt could not install the package" "what it said is above"
 }
 
 install_alpm() {
-    local name options=()
-    # A look-alike has its interpreter and tools from elsewhere; a real Arch has them as packages.
-    quietly pacman -U --noconfirm "${options[@]}" "$package" || die "pacman could not install the package" "what it said is above"
+    # 4: yes to "remove the package that conflicts?", which --noconfirm answers with no. That is the real dkms.
+    quietly pacman -U --noconfirm --ask 4 "${packages[@]}" || die "pacman could not install the package" "what it said is above"
 }
 
 # --- adoption ---------------------------------------------------------------------------------------------------------
@@ -249,21 +271,40 @@ do_install() {
 
 # --- away with it -----------------------------------------------------------------------------------------------------
 
+remove_debs() {
+    local purged=() name
+    for name in kmodhookd-dkms kmodhookd; do
+        if dpkg-query -W "$name" >/dev/null 2>&1; then purged+=("$name"); fi
+    done
+    ((${#purged[@]})) || return 0
+    export DEBIAN_FRONTEND=noninteractive
+    # -dkms packages need a dkms: the real one comes back in the same transaction, and finds everything as it left it.
+    if apt_gone purge "${purged[@]}" | grep -qvx 'kmodhookd\|kmodhookd-dkms'; then
+        quietly "${apt[@]}" update || true
+        quietly "${apt[@]}" install --no-install-recommends dkms kmodhookd-dkms- ||
+            die "apt could not put the real dkms back" "what it said is above"
+    fi
+    quietly "${apt[@]}" purge "${purged[@]}" || die "apt could not purge the packages" "what it said is above"
+}
+
+remove_alpm() {
+    local name
+    # The same with pacman, which asks before it removes what conflicts (see install_alpm).
+    if is_installed kmodhookd-dkms && ! pacman -Rn --print kmodhookd-dkms >/dev/null 2>&1; then
+        quietly pacman -S --noconfirm --ask 4 dkms || die "pacman could not put the real dkms back" "what it said is above"
+    fi
+    for name in kmodhookd-dkms kmodhookd; do
+        ! is_installed "$name" || quietly pacman -Rn --noconfirm "$name" ||
+            die "pacman could not remove $name" "what it said is above"
+    done
+}
+
 do_uninstall() {
     detect
     say "Removing kmodhookd; the modules stay"
     case $family in
-    debian)
-        if dpkg-query -W kmodhookd >/dev/null 2>&1; then
-            DEBIAN_FRONTEND=noninteractive quietly apt-get -q -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 purge kmodhookd ||
-                die "apt could not purge the package" "what it said is above"
-        fi
-        ;;
-    arch)
-        if pacman -Qq kmodhookd >/dev/null 2>&1; then
-            quietly pacman -Rn --noconfirm kmodhookd || die "pacman could not remove the package" "what it said is above"
-        fi
-        ;;
+    debian) remove_debs ;;
+    arch) remove_alpm ;;
     esac
     rm -rf "$state" /var/cache/kmodhookd /run/kmodhookd /etc/kmodhookd /var/log/kmodhookd.log
     if getent passwd kmodhookd-build >/dev/null; then
@@ -278,9 +319,7 @@ do_uninstall() {
 
 main() {
     parse "$@"
-    case $action in
-    dkms) die "our dkms comes with the engine's completion" "until then kmodhookd lives beside the real one" 3 ;;
-    esac
+    [[ $dkms == no || $action == install ]] || die "--dkms goes with an installation" "" 3
     [[ $(id -u) == 0 ]] || die "this needs root" "sudo systemd/install.sh"
     case $action in
     install) do_install ;;

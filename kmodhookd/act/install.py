@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Collection, Iterable
 
-from kmodhookd.act import journal, originals, ownership, transaction, workspace
+from kmodhookd.act import journal, originals, ownership, parking, transaction, workspace
 from kmodhookd.act.change import Change
 from kmodhookd.act.depmod import depmod
 from kmodhookd.act.failures import NO_SPACE, failed
@@ -19,7 +19,7 @@ from kmodhookd.act.lock import engine_lock
 from kmodhookd.act.stored import sweep as sweep_tree
 from kmodhookd.errors import Fault
 from kmodhookd.model import FailureClass, HeadersState, InstalledFile, Kernel, Recipe, Record
-from kmodhookd.observe import decisions, depmodorder, modtree
+from kmodhookd.observe import decisions, depmodorder, modtree, parked
 from kmodhookd.observe.elf import SUFFIXES
 from kmodhookd.observe.families import Family
 from kmodhookd.root import Root
@@ -108,10 +108,13 @@ def uninstall(
 
 
 def recover(root: Root, settings: Settings) -> list[str]:
-    """Finish or undo what a crash left in this root: installations, builds, indexes. Says in sentences what was done."""
+    """Finish or undo what a crash left in this root: installations, builds, indexes; forget what upgrades have replaced.
+
+    Says in sentences what was done.
+    """
     workspace.sweep(root)
     said: list[str] = []
-    open_ends = (journal.entries(root), journal.unfinished(root), journal.indexes_owed(root))
+    open_ends = (journal.entries(root), journal.unfinished(root), journal.indexes_owed(root), parked.notes(root))
     if not any(open_ends) and not sweep_tree(root, settings, dry=True):
         return said
     with engine_lock(root, settings, on_wait=said.append):
@@ -128,6 +131,7 @@ def recover(root: Root, settings: Settings) -> list[str]:
                 depmod(root, kernel)
             except Fault as fault:
                 said.append(str(fault))
+        parking.settle(root, settings)
     return said
 
 

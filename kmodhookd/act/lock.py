@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kmodhookd import store
+from kmodhookd import processes, store
 from kmodhookd.errors import Busy
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -117,19 +117,19 @@ def dkms_running(root: Root) -> list[tuple[int, str]]:
     One that we descend from, or that we started, does not count: to wait for it would be to wait for ourselves.
     """
     identity = root.identity
-    mine = {os.getpid(), *_ancestors(os.getpid())}
+    mine = {os.getpid(), *processes.ancestors(os.getpid())}
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
         pid = int(entry.name)
-        words = _words(pid)
+        words = processes.words(pid)
         if not _is_dkms(words) or pid in mine:
             continue
         with contextlib.suppress(OSError):
             status = os.stat(f"/proc/{pid}/root")
             here = f"{status.st_dev}:{status.st_ino}" == identity
-            if here and os.getpid() not in _ancestors(pid):
+            if here and os.getpid() not in processes.ancestors(pid):
                 found.append((pid, "dkms " + " ".join(words[2:])))
     return sorted(found)
 
@@ -141,25 +141,5 @@ def _is_dkms(words: list[str]) -> bool:
     return not READING_VERBS & set(words[2:])
 
 
-def _words(pid: int) -> list[str]:
-    try:
-        return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
-    except OSError:
-        return []
-
-
 def _command(pid: int) -> str:
-    return " ".join(word if "/" not in word else os.path.basename(word) for word in _words(pid)[:4])
-
-
-def _ancestors(pid: int) -> list[int]:
-    """Parents up to the first process."""
-    found: list[int] = []
-    while pid > 1 and pid not in found[:-1]:
-        try:
-            # The name in parentheses may hold anything: the fields start after the last one (proc(5)).
-            pid = int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
-        except (OSError, IndexError, ValueError):
-            break
-        found.append(pid)
-    return found
+    return " ".join(word if "/" not in word else os.path.basename(word) for word in processes.words(pid)[:4])

@@ -64,12 +64,14 @@ def adopt(root: Root, settings: Settings, tree: str, cell: decisions.Cell) -> No
     link = root.resolve(f"{settings.dkms_tree}/{module}/kernel-{kernel}-{arch}", follow_last=False)
     if not (link.is_symlink() and os.readlink(link) == f"{version}/{kernel}/{arch}"):
         return
-    if decisions.record(root, cell) is not None:
+    record = decisions.record(root, cell)  # one without files is of a build of ours that real DKMS installed
+    if record is not None and record.files:
         return
     files = installed(root, settings, tree, cell)
     if files:
         names = {"module": module, "version": version, "kernel": kernel, "arch": arch, "fingerprint": ""}
-        decisions.save_record(root, Record.model_validate({**names, "files": tuple(files)}))
+        record = record or Record.model_validate(names)
+        decisions.save_record(root, record.model_copy(update={"files": tuple(files)}))
 
 
 def _equals(root: Root, path: Path, sha256: str) -> bool:

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from kmodhookd import store
+from kmodhookd.act import parking
 from kmodhookd.errors import Fault
 from kmodhookd.model import Source
 from kmodhookd.observe import decisions
@@ -27,6 +28,7 @@ def version_path(root: Root, settings: Settings, module: str, version: str) -> P
 
 def add(root: Root, settings: Settings, source: Source) -> None:
     """Register a version: its directory with the `source` link, as `dkms add` leaves it. No error when it is there."""
+    parking.bring_back(root, settings, source.module, source.version)
     directory = version_path(root, settings, source.module, source.version)
     (directory / "build").mkdir(parents=True, exist_ok=True)
     link = directory / "source"
@@ -82,7 +84,7 @@ def unbuild(root: Root, settings: Settings, cell: decisions.Cell) -> None:
 
 
 def remove(root: Root, settings: Settings, module: str, version: str) -> None:
-    """Deregister a version. Refused while something of it is built: that is taken out first, kernel by kernel."""
+    """Deregister a version, parked or not. Refused while something of it is built: that is taken out first."""
     directory = version_path(root, settings, module, version)
     for entry in _entries(directory):
         if entry.name not in ("source", "build", "tarball") and _holds_builds(entry):
@@ -94,6 +96,7 @@ def remove(root: Root, settings: Settings, module: str, version: str) -> None:
     mark_found(root, module, version, by_ourselves=False)
     with contextlib.suppress(OSError):
         directory.parent.rmdir()
+    parking.discard(root, module, version)
 
 
 def _holds_builds(entry: os.DirEntry[str]) -> bool:

@@ -14,9 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from kmodhookd import client, notes, store
+from kmodhookd import client, notes, processes, store
 from kmodhookd.announce import text
 from kmodhookd.cli import patience
 from kmodhookd.cli.news import bus_news
@@ -26,10 +25,6 @@ from kmodhookd.observe import framework
 from kmodhookd.protocol import Snapshot
 from kmodhookd.root import Root
 
-MANAGERS = frozenset(
-    {"apt", "apt-get", "aptitude", "synaptic", "unattended-upgr", "packagekitd", "dpkg", "pacman"}
-    | {"rpm", "dnf", "dnf5", "yum", "zypper", "kernel-install"}
-)
 SHORT_WAIT = 30  # seconds for what removes: nothing is compiled then
 LAST_WAIT = 5  # seconds for the summary where the waiting was given up before
 
@@ -109,6 +104,10 @@ class Hook:
 
     def end(self) -> None:
         """Tell the daemon that the package manager has done its work."""
+        from kmodhookd.act import parking
+
+        with contextlib.suppress(OSError):
+            parking.end_of_transaction(self.root)
         daemon = self._daemon()
         if daemon is not None:
             daemon.send_hook("TransactionEnd", self.backend, self.transaction.id or package_manager(), ())
@@ -315,17 +314,7 @@ def changed_sources(before: dict[str, tuple[int, int]] | None, now: dict[str, tu
 
 def package_manager() -> str:
     """The process id of the package manager that called: the uppermost of our ancestors that is one."""
-    found, pid = os.getppid(), os.getppid()
-    while pid > 1:
-        try:
-            status = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-        except OSError:
-            break
-        name = status[status.find("(") + 1 : status.rfind(")")]
-        if name in MANAGERS:
-            found = pid
-        pid = int(status[status.rfind(")") + 2 :].split()[1])
-    return str(found)
+    return str((processes.package_managers() or [os.getppid()])[-1])
 
 
 def is_name(name: str) -> bool:

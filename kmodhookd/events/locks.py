@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kmodhookd import processes
 from kmodhookd.root import Root
 
 FCNTL_LOCKS: Mapping[str, tuple[str, ...]] = {
@@ -53,7 +54,7 @@ class Locks:
         for inside in paths:
             pid = _lock_holder(self._root.resolve(inside))
             if pid is not None:
-                owners.add(Owner(inside, pid, _started(pid)))
+                owners.add(Owner(inside, pid, processes.started(pid)))
         return frozenset(owners)
 
     def _file_owners(self, paths: tuple[str, ...]) -> frozenset[Owner]:
@@ -70,13 +71,13 @@ class Locks:
                 pid = next((one for one in _processes() if _has_open(one, identity)), 0)
             self._last[inside] = pid
             if pid:
-                owners.add(Owner(inside, pid, _started(pid)))
+                owners.add(Owner(inside, pid, processes.started(pid)))
         return frozenset(owners)
 
 
 def alive(pid: int) -> bool:
     """Whether a process runs (a zombie does not)."""
-    return _state(pid) not in ("", "Z", "X")
+    return bool(fields := processes.fields(pid)) and fields[0] not in ("Z", "X")
 
 
 def _lock_holder(path: Path) -> int | None:
@@ -112,21 +113,3 @@ def _has_open(pid: int, identity: tuple[int, int]) -> bool:
     except OSError:
         return False
     return False
-
-
-def _stat_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on (proc(5)); empty when there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return []
-    return text.rpartition(")")[2].split()
-
-
-def _state(pid: int) -> str:
-    return (_stat_fields(pid) or [""])[0]
-
-
-def _started(pid: int) -> str:
-    fields = _stat_fields(pid)
-    return fields[19] if len(fields) > 19 else ""

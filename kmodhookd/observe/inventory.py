@@ -29,6 +29,7 @@ from kmodhookd.observe import (
     families,
     keys,
     overlays,
+    parked,
     recipes,
     sources,
     vanished,
@@ -103,6 +104,7 @@ def look(root: Root, settings: Settings) -> Inventory:
         boot_default=next((kernel.release for kernel in kernels if kernel.boot_default), ""),
         running=next((kernel.release for kernel in kernels if kernel.running), ""),
         problems=tuple(dict.fromkeys(at.problems)),
+        parked=tuple("/".join(names) for names, note in parked.parked(root, tree).items() if note.running),
         orphans=tuple(orphans),
         departed=sources.departed(root, found, owners),
     )
@@ -171,7 +173,8 @@ def _placement(
     version = at.tree.versions.get((source.module, source.version))
     stored_paths = version.built.get((kernel.release, kernel.arch)) if version else None
     stored = tuple(at.inspector.artifact(path) for path in stored_paths or ())
-    names = _names(recipe, stored)
+    # Of a version whose source and build are gone only its record tells what is installed.
+    names = _names(recipe, stored) | {module_name(file.path) for file in (record.files if record else ())}
     targets = set()
     if recipe is not None:
         for module in recipe.modules:

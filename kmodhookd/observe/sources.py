@@ -13,7 +13,7 @@ from pathlib import Path
 from kmodhookd import store
 from kmodhookd.errors import Fault
 from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Noun, Remembered, Source
-from kmodhookd.observe import decisions
+from kmodhookd.observe import decisions, parked
 from kmodhookd.observe.dkmstree import DkmsTree
 from kmodhookd.observe.owners import Owners
 from kmodhookd.root import Root
@@ -48,14 +48,16 @@ def sources(
 ) -> tuple[tuple[Source, ...], tuple[str, ...]]:
     """Every source, and sentences about what in the source directory could not be understood."""
     problems: list[str] = []
-    paths = {**_on_disk(root, settings, problems), **_registered(root, settings, tree)}
+    aside = parked.parked(root, tree)
+    there = {**_on_disk(root, settings, problems), **_registered(root, settings, tree)}
+    paths = {**{names: note.path for names, note in aside.items()}, **there}
     memory = {(known.module, known.version): known for known in decisions.memory(root).sources}
     owned = owners.owner([f"{path}/dkms.conf" for path in paths.values()])
     hashes = store.load(root.resolve(store.CACHE) / "sources.json", Hashes) or Hashes()
     fresh: dict[str, _Hashed] = {}
     result = []
     for (module, version), path in sorted(paths.items()):
-        known = memory.get((module, version))
+        known = memory.get((module, version)) or aside.get((module, version))
         owner = owned.get(f"{path}/dkms.conf", "")
         source = Source(
             module=module,

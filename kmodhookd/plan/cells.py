@@ -39,6 +39,7 @@ class Context:
     cycle: tuple[str, ...]  # modules that wait for each other, this one first; empty when there is no such circle
     known_modules: frozenset[str]
     settings: Settings
+    stays: str = ""  # another version, which is installed there and stays until this one, which is taken, is there
 
 
 def damage(placement: Placement) -> str:
@@ -167,6 +168,9 @@ def judge(placement: Placement, context: Context) -> Cell:
 
 def _remarks(placement: Placement, context: Context) -> Iterator[Fact]:
     """What is worth knowing besides."""
+    if context.stays and not is_installed(placement):
+        verdict = f"it is installed there, and stays until {placement.version} is"
+        yield Fact(fact=f"version {context.stays}", verdict=verdict)
     for link in placement.weak:
         if link.problem:
             remedy = "the distribution's weak-modules tool makes and removes such links"
@@ -198,6 +202,8 @@ def _broken(placement: Placement, context: Context) -> Verdict:
     problem = source.problem or placement.problem
     if not problem:
         return None
+    if source.gone and context.superseded_by and is_installed(placement):
+        problem += f"; its modules stay until those of {context.superseded_by} are there"
     return State.BROKEN, Fact(fact=f"source {source.path}", verdict=problem, remedy=source.remedy or placement.remedy)
 
 
@@ -366,6 +372,13 @@ RULES = (
 def missing_dependencies(placement: Placement, there: frozenset[str]) -> tuple[str, ...]:
     """The modules of BUILD_DEPENDS that are not there on this kernel, given the names of those that are."""
     return tuple(name for name in placement.recipe.depends if name not in there) if placement.recipe else ()
+
+
+def stays(placement: Placement, versions: Sequence[Placement], superseded_by: str) -> str:
+    """The version that is installed where this one, which is taken, is to go."""
+    others = (one for one in versions if one.version != placement.version and is_installed(one))
+    applies = placement.recipe is not None and not placement.recipe.excluded and not superseded_by
+    return next((one.version for one in others), "") if applies else ""
 
 
 def satisfies(cell: Cell) -> bool:

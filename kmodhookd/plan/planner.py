@@ -6,7 +6,6 @@ the gate holds back what we do by ourselves and nothing else; a tree that is sti
 """
 
 import functools
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,14 +17,13 @@ from kmodhookd.model import (
     HeadersState,
     Inventory,
     Kernel,
-    MissingHeaders,
     Placement,
     Plan,
     Source,
     State,
     Target,
 )
-from kmodhookd.plan import boot, cells, decisions, dependencies, intree
+from kmodhookd.plan import boot, cells, decisions, dependencies, intree, warnings
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -49,6 +47,7 @@ class _Picture:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     cells: dict[Key, Cell] = field(default_factory=dict)
     chosen: dict[tuple[str, str], str] = field(default_factory=dict)  # module, kernel → version
+    rivals: dict[tuple[str, str], list[Placement]] = field(default_factory=dict)  # module, kernel → every version
     there: Mapping[str, frozenset[str]] = field(default_factory=dict)  # kernel → modules on which others may build
 
 
@@ -69,12 +68,14 @@ def make(
     _judge_all(picture)
     work = _work(picture, rebuild, now)
     actions = [*_registrations(picture), *work.actions, *work.removals, *_removals(picture)]
+    # In the middle of its package's upgrade nothing is done about a version (design.md, rule 4).
+    actions = [one for one in actions if f"{one.module}/{one.version}" not in inventory.parked]
     allowed = [action for action in actions if _passes_gate(action, held, lifted)]
     verdicts = tuple(boot.verdict(kernel, picture.cells.values(), settings) for kernel in inventory.kernels)
     return Plan(
         cells=tuple(picture.cells[key] for key in sorted(picture.cells)),
         actions=tuple(allowed),
-        missing_headers=_missing_headers(picture),
+        missing_headers=warnings.missing_headers(picture.cells.values(), picture.kernels),
         boot=verdicts,
         look_again=min([*work.look_again, *_arriving(picture, now)], default=0.0),
         held_back=len(allowed) < len(actions),
@@ -98,11 +99,10 @@ def _passes_gate(action: Action, held: bool, lifted: Sequence[str]) -> bool:
 
 def _choose(picture: _Picture) -> None:
     """The newest version that applies to a kernel is taken; what is installed wins over what is broken."""
-    candidates: dict[tuple[str, str], list[Placement]] = defaultdict(list)
     for placement in picture.inventory.placements:
-        candidates[placement.module, placement.kernel].append(placement)
+        picture.rivals.setdefault((placement.module, placement.kernel), []).append(placement)
     order = functools.cmp_to_key(compare)
-    for (module, kernel), placements in candidates.items():
+    for (module, kernel), placements in picture.rivals.items():
         newest_first = sorted(placements, key=lambda one: order(one.version), reverse=True)
         best = _best(picture, newest_first)
         if best is not None:
@@ -148,15 +148,17 @@ def _judge_all(picture: _Picture) -> None:
         there = picture.there = dependencies.there(picture.cells.values())
         before = {key: cell.state for key, cell in picture.cells.items()}
         for placement in picture.inventory.placements:
+            superseded = _superseded_by(picture, placement)
             context = cells.Context(
                 source=picture.sources[placement.module, placement.version],
                 kernel=picture.kernels[placement.kernel],
                 decision=_decision(picture, placement),
-                superseded_by=_superseded_by(picture, placement),
+                superseded_by=superseded,
                 missing_dependencies=cells.missing_dependencies(placement, there[placement.kernel]),
                 cycle=cells.circle(placement.module, depends.get(placement.kernel, {})),
                 known_modules=known,
                 settings=picture.settings,
+                stays=cells.stays(placement, picture.rivals[placement.module, placement.kernel], superseded),
             )
             picture.cells[placement.module, placement.version, placement.kernel] = cells.judge(placement, context)
         if before == {key: cell.state for key, cell in picture.cells.items()}:
@@ -354,36 +356,6 @@ def _deregistrations(picture: _Picture) -> Iterable[Action]:
         if placement.built or placement.active or (placement.record is not None and placement.record.files)
     } | {orphan[:2] for orphan in picture.inventory.orphans}
     for source in picture.inventory.sources:
-        if source.gone and source.registered and (source.module, source.version) not in busy:
+        if source.gone and (source.module, source.version) not in busy:
             reason = "its source package was removed"
             yield Action(kind=ActionKind.REMOVE, module=source.module, version=source.version, reason=reason)
-
-
-# --- warnings -------------------------------------------------------------------------------------------------------
-
-
-def _missing_headers(picture: _Picture) -> tuple[MissingHeaders, ...]:
-    """Kernels for which some module waits for headers; a kernel whose modules are all there needs none (promise 9)."""
-    waiting: dict[str, list[str]] = defaultdict(list)
-    for cell in picture.cells.values():
-        if cell.state is State.WAITING_HEADERS and cell.wanted:
-            waiting[cell.kernel].append(cell.module)
-    result = []
-    for release, modules in sorted(waiting.items()):
-        kernel = picture.kernels[release]
-        if kernel.leaving:
-            continue
-        cause = str(kernel.headers.state)
-        if kernel.headers.state is HeadersState.MISMATCHED:
-            cause = f"mismatched: {kernel.headers.detail}"
-        result.append(
-            MissingHeaders(
-                kernel=release,
-                flavour=kernel.flavour,
-                package=kernel.headers.package,
-                command=kernel.headers.command,
-                cause=cause,
-                modules=tuple(sorted(modules)),
-            )
-        )
-    return tuple(result)

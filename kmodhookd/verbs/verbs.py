@@ -7,7 +7,7 @@ import pwd
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from kmodhookd.act import ownership, registry
+from kmodhookd.act import ownership, parking, registry
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.lock import engine_lock
 from kmodhookd.act.steps import Emit, Work
@@ -25,7 +25,7 @@ from kmodhookd.model import (
     Source,
     State,
 )
-from kmodhookd.observe import decisions, dkmstree
+from kmodhookd.observe import decisions, dkmstree, maintscript
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import cells, planner
 from kmodhookd.plan import decisions as standing
@@ -171,9 +171,12 @@ class Verbs:
         named = [orphan for orphan in orphans if not kernels or orphan[2] in kernels]
         actions += removal_of_orphans(named, kind, keep_build=keep_build)
         last = kind is DecisionKind.REMOVED and not self._built_elsewhere(cell, kernels)
+        upgrade = maintscript.upgrade() if last else ""
+        if upgrade:
+            return Result(notes=parking.park(self.root, self.settings, inventory, source, upgrade))
         if last and source.registered:
             actions.append(Action(kind=ActionKind.REMOVE, module=source.module, version=source.version))
-        for kernel in [""] if last or not kernels else kernels:
+        for kernel in () if maintscript.of_kernel_hook() else [""] if last or not kernels else kernels:
             decisions.decide(self.root, kind, *cell, kernel, source.fingerprint, self.by)
         return self._do(inventory, actions)
 

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# alpm.sh [DIRECTORY]: build the pacman package from this checkout with makepkg; prints its path. May be run by root:
-# makepkg then runs as nobody. Libraries that no repository of this system has are brought along (see PKGBUILD).
+# alpm.sh [DIRECTORY]: build the pacman packages from this checkout with makepkg; prints their paths: that of kmodhookd, and
+# that of kmodhookd-dkms, our dkms in place of the real one. May be run by root: makepkg then runs as nobody. Libraries
+# that no repository of this system has are brought along (see PKGBUILD).
 set -euo pipefail
 umask 022
 
@@ -41,6 +42,8 @@ if ! (cd "$work/build" && "${as[@]}" env -i "${settings[@]}" makepkg --force --n
     cat "$work/log" >&2
     exit 1
 fi
-package=$(find "$work/build" -name 'kmodhookd-*.pkg.tar*' | head -n 1)
-install -m 644 "$package" "$out/"
-echo "$out/${package##*/}"
+for name in kmodhookd kmodhookd-dkms; do
+    package=$(find "$work/build" -name "$name-[0-9]*.pkg.tar*" | head -n 1)
+    install -m 644 "$package" "$out/"
+    echo "$out/${package##*/}"
+done

@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
-# stage.sh DESTDIR dpkg|alpm: lay out everything that a package owns below DESTDIR, from the checkout this script is in.
+# stage.sh DESTDIR dpkg|alpm [dkms]: lay out everything that a package owns below DESTDIR, from the checkout this script is
+# in: the package kmodhookd, or with `dkms` the package kmodhookd-dkms, our dkms in place of the real one.
 set -eu
 
 dest=$1
@@ -12,11 +13,31 @@ put() { # MODE SOURCE TARGET
     install -D -m "$1" "$here/$2" "$dest/$3"
 }
 
-launcher() { # PROGRAM MODULE
-    mkdir -p "$dest/usr/bin"
-    sed "s|@PROGRAM@|$1|g; s|@MODULE@|$2|g" "$here/systemd/package/launcher.in" >"$dest/usr/bin/$1"
-    chmod 755 "$dest/usr/bin/$1"
+launcher() { # PROGRAM MODULE [DIRECTORY]
+    directory=$dest/${3:-usr/bin}
+    mkdir -p "$directory"
+    sed "s|@PROGRAM@|$1|g; s|@MODULE@|$2|g" "$here/systemd/package/launcher.in" >"$directory/$1"
+    chmod 755 "$directory/$1"
 }
+
+manual() { # PAGE.SECTION
+    put 644 "systemd/man/$1" "usr/share/man/man${1##*.}/$1"
+    gzip -9n "$dest/usr/share/man/man${1##*.}/$1"
+}
+
+# DKMS's own places, as each distribution's dkms package has them.
+if [ "${3:-}" = dkms ]; then
+    case $backend in
+    dpkg) launcher dkms kmodhookd.cli.dkms usr/sbin ;;
+    alpm) launcher dkms kmodhookd.cli.dkms ;;
+    esac
+    put 755 hooks/dkms/common.postinst usr/lib/dkms/common.postinst
+    put 755 hooks/dkms/dkms_autoinstaller usr/lib/dkms/dkms_autoinstaller
+    mkdir -p "$dest/usr/share/man/man8"
+    ln -s kmodhookd-dkms.8.gz "$dest/usr/share/man/man8/dkms.8.gz"
+    put 644 systemd/completion/dkms usr/share/bash-completion/completions/dkms
+    exit 0
+fi
 
 # The code, without what Python leaves beside it.
 (cd "$here" && find kmodhookd -type f ! -path '*/__pycache__/*' ! -name '*.pyc') | while read -r file; do
@@ -35,13 +56,13 @@ put 644 kmodhookd/org.kmodhookd1.xml usr/share/dbus-1/interfaces/org.kmodhookd1.
 put 644 systemd/config/config.toml etc/kmodhookd/config.toml
 mkdir -p "$dest/etc/kmodhookd/config.d"
 put 644 systemd/completion/kmodhookctl usr/share/bash-completion/completions/kmodhookctl
-put 644 systemd/man/kmodhookctl.1 usr/share/man/man1/kmodhookctl.1
-put 644 systemd/man/kmodhookd.8 usr/share/man/man8/kmodhookd.8
-put 644 systemd/man/kmodhookd-dkms.8 usr/share/man/man8/kmodhookd-dkms.8
-gzip -9n "$dest/usr/share/man/man1/kmodhookctl.1" "$dest/usr/share/man/man8"/kmodhookd*.8
+manual kmodhookctl.1
+manual kmodhookd.8
+manual kmodhookd-dkms.8
 [ ! -f "$here/README.md" ] || put 644 README.md usr/share/doc/kmodhookd/README.md
 
 put 755 systemd/package/setup.sh usr/lib/kmodhookd/setup
+put 755 systemd/package/beside.sh usr/lib/kmodhookd/beside
 put 644 hooks/common.sh usr/lib/kmodhookd/hooks/common.sh
 put 755 hooks/kernel-install/45-kmodhookd.install usr/lib/kernel/install.d/45-kmodhookd.install
 case $backend in

@@ -75,7 +75,11 @@ def call(machine: Machine, method: str, *arguments: str, user: str | None = None
 
 def write_source(place: Place, name: str, files: Mapping[str, str]) -> Path:
     """A source of our own in /usr/src."""
-    directory = place.path("/usr/src") / name
+    return write_files(place.path("/usr/src") / name, files)
+
+
+def write_files(directory: Path, files: Mapping[str, str]) -> Path:
+    """A new directory with these files."""
     directory.mkdir(parents=True)
     for relative, text in files.items():
         (directory / relative).write_text(text)
@@ -83,7 +87,12 @@ def write_source(place: Place, name: str, files: Mapping[str, str]) -> Path:
 
 
 def tiny_source(place: Place, module: str, version: str = "1.0", *, body: str = "", conf: Sequence[str] = ()) -> Path:
-    """The smallest module that builds, with `body` added to its C text and `conf` to its dkms.conf."""
+    """The smallest module that builds, in /usr/src, with `body` added to its C text and `conf` to its dkms.conf."""
+    return write_source(place, f"{module}-{version}", tiny_files(module, version, body=body, conf=conf))
+
+
+def tiny_files(module: str, version: str, *, body: str = "", conf: Sequence[str] = ()) -> dict[str, str]:
+    """The files of the smallest module that builds."""
     text = f"""#include <linux/module.h>
 static int __init start(void) {{ return 0; }}
 static void __exit stop(void) {{ }}
@@ -101,5 +110,4 @@ MODULE_VERSION("{version}");
         'AUTOINSTALL="yes"',
         *conf,
     ]
-    files = {f"{module}.c": text, "Makefile": f"obj-m := {module}.o\n", "dkms.conf": "\n".join([*lines, ""])}
-    return write_source(place, f"{module}-{version}", files)
+    return {f"{module}.c": text, "Makefile": f"obj-m := {module}.o\n", "dkms.conf": "\n".join([*lines, ""])}

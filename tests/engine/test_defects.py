@@ -268,7 +268,7 @@ USES = "extern int base_do(int a); int use(void); int use(void) { return base_do
 
 
 def test_a_module_that_uses_what_another_exports(both: Pair) -> None:
-    """Nothing is handed over from the one to the other: the second does not link. Nor is it built again when the first changes."""
+    """The first hands nothing over: the second does not link. Nor is it built again when the first changes."""
     both.source("base", body=EXPORTS.format("int"))
     both.source("above", body=USES, conf=['BUILD_DEPENDS[0]="base"'])
     both.add("base/1.0", "above/1.0")

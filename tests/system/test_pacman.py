@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from bed import installed, wanted
-from bed.kernels import Kernel, Kernels
+from bed.kernels import Kernel, Kernels, unpacked
 from bed.machine import Machine
 from bed.overlay import Overlay
-from bed.pacman import headers_package, kernel_package, publish
+from bed.pacman import headers_package, kernel_package, make_package, publish
+from bed.shell import APT_ENV
 from bed.wheels import wheel_dir
 
 pytestmark = pytest.mark.system
@@ -187,3 +188,72 @@ def test_broken_python_costs_a_note_and_nothing_else(arch: Machine, other: Overl
     assert wanted.built_modules(other, new.release) == ["v4l2loopback"]
     assert MODULE in initramfs_runs(other, new.release)[-1]
     assert not (other.path("/usr/lib/modules") / kernels.k1.release).exists()
+
+
+# --- our dkms in place of the real one ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_dkms(arch_layers: list[Path], kernels: Kernels) -> Iterator[Machine]:
+    """An Arch with a kernel and a package `dkms`, which our --dkms has to replace."""
+    with Machine("pacman", layers=arch_layers, binds=[wheel_dir()]) as machine:
+        real = make_package("dkms", "3.0.10-1", _fill_dkms)
+        publish(machine, real, kernel_package("linux", kernels.k2), headers_package("linux", kernels.k2))
+        pacman(machine, "-S", "dkms", "linux", "linux-headers")
+        yield machine
+
+
+def _fill_dkms(tree: Path) -> None:
+    (tree / "usr/bin").mkdir(parents=True)
+    shutil.copy2(unpacked("dkms") / "usr/sbin/dkms", tree / "usr/bin/dkms")
+
+
+def source_package(module: str, version: str) -> Path:
+    """A package of the kind that Arch has: a source with its dkms.conf, no scriptlet."""
+
+    def fill(tree: Path) -> None:
+        wanted.write_files(tree / f"usr/src/{module}-{version}", wanted.tiny_files(module, version))
+
+    return make_package(f"{module}-dkms", f"{version}-1", fill, depends=["dkms"])
+
+
+def install_sh(machine: Machine, *words: str) -> str:
+    command = ["sh", "-c", 'systemd/install.sh "$@" 2>&1', "sh", *words]
+    return machine.run(command, cwd=installed.CHECKOUT_INSIDE, env=APT_ENV, timeout=900).stdout
+
+
+class TestInPlaceOfRealDkms:
+    """Transaction after transaction."""
+
+    def test_beside_it_its_hooks_are_masked(self, with_dkms: Machine) -> None:
+        for name in ("70-dkms-install", "70-dkms-upgrade", "71-dkms-remove"):
+            assert with_dkms.path(f"/etc/pacman.d/hooks/{name}.hook").readlink() == Path("/dev/null")
+
+    def test_it_takes_the_place_and_packages_that_need_dkms_stay(self, with_dkms: Machine, kernels: Kernels) -> None:
+        publish(with_dkms, source_package("tiny", "1.0"))
+        said = pacman(with_dkms, "-S", "tiny-dkms")
+        assert wanted.built_modules(with_dkms, kernels.k2.release) == ["tiny"], said
+        install_sh(with_dkms, "--dkms")
+        shown = with_dkms.run("pacman -Qq").stdout.splitlines()
+        assert "kmodhookd-dkms" in shown and "tiny-dkms" in shown and "dkms" not in shown
+        assert with_dkms.run("pacman -Qo /usr/bin/dkms").stdout.endswith("kmodhookd-dkms 0.1.0-1\n")
+        assert with_dkms.run("dkms status").stdout == f"tiny/1.0, {kernels.k2.release}, x86_64: installed\n"
+
+    def test_upgrade_and_removal(self, with_dkms: Machine, kernels: Kernels) -> None:
+        publish(with_dkms, source_package("tiny", "2.0"))
+        pacman(with_dkms, "-Su")
+        assert with_dkms.run("dkms status").stdout == f"tiny/2.0, {kernels.k2.release}, x86_64: installed\n"
+        shown = with_dkms.run(["modinfo", "-k", kernels.k2.release, "-F", "version", "tiny"]).stdout
+        assert shown.strip() == "2.0"
+        pacman(with_dkms, "-R", "tiny-dkms")
+        assert wanted.built_modules(with_dkms, kernels.k2.release) == []
+        assert with_dkms.run("dkms status").stdout == ""
+
+    def test_uninstall_brings_the_real_one_back_where_packages_need_it(self, with_dkms: Machine) -> None:
+        pacman(with_dkms, "-S", "tiny-dkms")
+        install_sh(with_dkms, "--uninstall")
+        shown = with_dkms.run("pacman -Qq").stdout.splitlines()
+        assert "dkms" in shown and "tiny-dkms" in shown
+        assert not [name for name in shown if name.startswith("kmodhookd")]
+        assert not with_dkms.path("/etc/pacman.d/hooks").exists()
+        assert not with_dkms.path("/etc/dkms/no-autoinstall").exists()

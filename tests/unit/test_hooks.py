@@ -322,6 +322,7 @@ def test_package_manager_settings_cannot_fail() -> None:
         ("systemd/package/kmodhookd.install", "sh"),
         ("systemd/package/PKGBUILD", "bash"),
         ("systemd/completion/kmodhookctl", "bash"),
+        ("systemd/completion/dkms", "bash"),
     ],
 )
 def test_shellcheck_of_what_has_no_interpreter_line(name: str, shell: str) -> None:
