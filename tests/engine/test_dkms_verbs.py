@@ -11,7 +11,7 @@ import pytest
 from bed import roots
 from bed.kernels import Kernels
 from bed.overlay import Overlay
-from bed.wanted import tiny_source, vermagic
+from bed.wanted import indexed, tiny_source, vermagic
 
 from kmodhookd import engine
 from kmodhookd.act.controls import Controls
@@ -296,6 +296,8 @@ def test_exit_codes(site: Site) -> None:
     patches = site.overlay.path("/usr/src/c-patch-1.0/patches")
     patches.mkdir()
     (patches / "fix.patch").write_text("--- a/none\n+++ b/none\n@@ -1 +1 @@\n-x\n+y\n")
+    tiny_source(site.overlay, "c-nopatch", conf=['PATCH[0]="none.patch"'])
+    assert install("c-nopatch") == 6 and site.real("install", "c-nopatch/1.0", "-k", site.k1).returncode == 5
     tiny_source(site.overlay, "c-excluded", conf=['BUILD_EXCLUSIVE_KERNEL="^2\\."'])
     tiny_source(site.overlay, "c-depends", conf=['BUILD_DEPENDS[0]="c-source"'])
     expected = {"c-source": 10, "c-product": 7, "c-conf": 8, "c-patch": 6, "c-excluded": 77, "c-depends": 13}
@@ -382,8 +384,14 @@ def test_autoinstall_and_the_verbs_of_kernels(fresh: Site) -> None:
     # and another one goes
     assert site.ours("kernel_prerm", "-k", site.k2) == 0
     assert not site.file("zz-first", site.k2).exists() and site.file("zz-first", site.k1).exists()
+    assert "zz-first" not in indexed(site.overlay, site.k2)
     assert site.real("status", "-m", "zz-first").stdout.splitlines() == [site.line("zz-first", site.k1, "installed")]
     assert site.ours("install", "zz-first/1.0", "-k", site.k2) == 0, "nobody said that it is not to be there"
+    # what a person takes away stays away; without -k, in a chroot, every kernel is served that is one
+    assert site.ours("uninstall", "zz-first/1.0", "-k", site.k1) == 0
+    site.ours("autoinstall")
+    assert not site.file("zz-first", site.k1).exists() and site.file("aa-last", site.k2).exists()
+    assert not site.file("aa-last", site.alone).exists()
 
 
 def test_headers_alone_are_served_by_an_explicit_verb_and_left_alone_by_the_daemon(fresh: Site) -> None:
