@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmodhookd import store
+from kmodhookd.act import workspace
 from kmodhookd.act.stored import store_loaded
-from kmodhookd.act.workspace import copy_tree
 from kmodhookd.errors import Fault, InvalidArgument
 from kmodhookd.model import NAME_PATTERN, Conf, Source
 from kmodhookd.observe import dkmsconf
@@ -85,9 +85,9 @@ def copy_source(root: Root, settings: Settings, incoming: Incoming, *, force: bo
     staged = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
     try:
         if target.is_dir() and not force:
-            copy_tree(incoming.source, target, 0, 0, hidden=False)
+            workspace.copy_source(incoming.source, target)
         else:
-            copy_tree(incoming.source, staged, 0, 0, hidden=False)
+            workspace.copy_source(incoming.source, staged)
             staged.chmod(0o755)
             _put(staged, target)
     except OSError as error:

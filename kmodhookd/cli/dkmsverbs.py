@@ -67,8 +67,9 @@ def _add(call: Call) -> int:
         code = _finish(loaded.result)
     else:
         module, version = call.name()
+        verbs = call.verbs
         try:
-            code = _finish(call.verbs.add(module, version, again=False))
+            code = _finish(verbs.add(module, version, again=False))
         except NotFound:
             raise Refused(2, f"{call.settings.source_tree}/{module}-{version} is not there, or not a source") from None
         except AlreadyThere:

@@ -205,7 +205,11 @@ def test_verbs_and_the_next_pass(system: Site) -> None:
     system.one_pass()
     assert system.file("word", system.k1).exists() and len(system.dkms("word")) == 2
     only_headers = verbs.build("word", "", [system.alone[0]], force=False, install=True)
-    assert only_headers.waits and not system.file("word", system.alone[0]).exists()
+    assert not only_headers.failed and system.file("word", system.alone[0]).exists(), "a person's word"
+    system.one_pass()
+    assert system.file("word", system.alone[0]).exists()
+    assert not verbs.take_away(DecisionKind.UNINSTALLED, "word", "", [system.alone[0]]).failed
+    assert not system.file("word", system.alone[0]).parent.exists()
 
 
 def test_a_newer_version_takes_over_and_an_older_one_chosen_by_hand_stays(system: Site) -> None:

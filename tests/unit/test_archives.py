@@ -97,6 +97,9 @@ def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
         unpack(path, tmp_path / "x")
     with pytest.raises(Fault, match="does not exist"):
         unpack(tmp_path / "none", tmp_path / "x")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Fault, match="no file"):
+        unpack(tmp_path / "pipe", tmp_path / "x")
 
 
 def test_what_a_source_may_hold(tmp_path: Path) -> None:

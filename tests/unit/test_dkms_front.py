@@ -189,6 +189,31 @@ def test_adding_what_the_daemon_registered_a_moment_ago(tmp_path: Path, capsys: 
     assert dkms.main(["add", "foo/1.0"], root) == 3
 
 
+def test_autoinstall_without_headers_tells_it_for_each_module(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    automatic = 'AUTOINSTALL="yes"\n'
+    entries = {**version("one", conf=automatic), **version("two", conf=automatic), **trees.kernel(K1)}
+    root = trees.make(tmp_path, {**trees.DEBIAN, **entries})
+    assert dkms.main(["autoinstall", "-k", K1], root) == 21
+    said = capsys.readouterr()
+    assert said.out == f"Autoinstall on {K1} failed for module(s) one(21) two(21).\n"
+    assert said.err.count("Error! ") == 2
+    trees.make(tmp_path, {"/etc/dkms/no-autoinstall": ""})
+    assert dkms.main(["autoinstall", "-k", K1], root) == 0
+
+
+def test_only_root_changes_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = trees.make(tmp_path, {**trees.DEBIAN, **version("one")})
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for line in ("add two/1", "build one/1.0 -k K", "remove one/1.0 --all", "autoinstall -k K", "kernel_prerm -k K"):
+        assert dkms.main(line.split(), root) == 1, line
+        assert "You must be root" in capsys.readouterr().err
+    assert dkms.main(["status"], root) == 0
+
+
 def test_a_removal_in_the_same_rpm_transaction_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from kmodhookd.model import Action, ActionKind, Artifact, BuiltModule, HeadersSt
 from kmodhookd.plan import planner
 from kmodhookd.settings import Settings
 from kmodhookd.verbs import wanted as asking
-from kmodhookd.verbs.result import Obstacle
+from kmodhookd.verbs.result import Obstacle, Result
 from kmodhookd.verbs.wanted import Asked
 
 K = "6.1.0-1"
@@ -32,7 +32,7 @@ def stored(base: Placement, **fields: object) -> Placement:
     return base.model_copy(update={"built": True, "stored": (artifact,), **fields})
 
 
-def ask(of: Placement, asked: Asked, state: HeadersState = HeadersState.PRESENT, *more: Placement) -> asking.Result:
+def ask(of: Placement, asked: Asked, state: HeadersState = HeadersState.PRESENT, *more: Placement) -> Result:
     """What is said when nothing can be done."""
     actions, result = asking.wanted(inventory([of, *more], [kernel(of.kernel, state)], [FOO]), of, asked)
     assert not actions
@@ -49,7 +49,7 @@ def test_a_named_kernel_is_served_also_when_there_are_only_its_headers(state: He
 
 def test_headers_alone_are_not_meant_when_no_kernel_is_named() -> None:
     result = ask(placement(FOO, kernel(K)), Asked(install=True, named=False), HeadersState.ALONE)
-    assert result == asking.Result()
+    assert result == Result()
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,18 @@ def test_a_build_that_is_not_right_is_none() -> None:
         {"record": Record(**names, fingerprint="of something else")},
     ):
         assert not asking.is_usable(stored(cell, **change)), change
-    assert asking.is_usable(stored(cell, record=Record(**names, fingerprint=cell.fingerprint)))
+    for fingerprint in (cell.fingerprint, ""):  # "": installed by us, built by real DKMS
+        assert asking.is_usable(stored(cell, record=Record(**names, fingerprint=fingerprint)))
     assert asking.is_usable(stored(cell, record=Record(**names, fingerprint="old"), fingerprint=""))
+
+
+def test_what_is_installed_of_other_inputs_is_built_again() -> None:
+    there = installed(placement(FOO, kernel(K)))
+    assert asking.needed(there, INSTALL) == []
+    assert there.record is not None
+    record = there.record.model_copy(update={"fingerprint": "old", "installed_fingerprint": "old"})
+    stale = there.model_copy(update={"record": record})
+    assert kinds(asking.needed(stale, INSTALL)) == [ActionKind.BUILD, ActionKind.INSTALL]
 
 
 def test_the_kernels_own_module_is_looked_at_before_ours_goes_over_it() -> None:
