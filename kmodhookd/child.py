@@ -52,7 +52,7 @@ class Child:
         self._on_end = on_end
         self._line = bytearray()
         self._unsent = bytearray()
-        self._process = run.start(command)
+        self._process = run.start(command, env=_credentials())
         assert self._process.stdout is not None
         assert self._process.stdin is not None
         self._out = self._process.stdout.fileno()
@@ -180,6 +180,12 @@ class Child:
         self._hang_up()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+def _credentials() -> dict[str, str]:
+    """Where systemd put credentials, if any (systemd.exec(5)): signing may need a passphrase."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    return {"CREDENTIALS_DIRECTORY": directory} if directory else {}
 
 
 def _has_more(fd: int) -> bool:

@@ -183,6 +183,9 @@ class Record(Noun):
     mechanism: str = ""  # the sandbox that was used
     log: str = ""
     by_hand: bool = False  # a person's explicit verb put it there
+    key: str = ""  # SHA-256 of the certificate that what lies in the DKMS tree is signed for; "" = it is not signed
+    installed_key: str = ""  # the same of what is installed
+    signed: str = ""  # by whom it is signed, or why it is not, as a sentence
 
 
 class FailureClass(StrEnum):
@@ -198,6 +201,7 @@ class FailureClass(StrEnum):
     TIMEOUT = "time-out"
     KILLED = "killed"
     CANCELLED = "cancelled"
+    SIGNING = "signing"
     INSTALL = "install"
     INTERNAL = "internal"
 
@@ -216,6 +220,7 @@ class Failure(Noun):
     log: str = ""
     fingerprint: str = ""
     tools: str = ""  # of the compilers that were there (Inventory.tools)
+    signing: str = ""  # of all that signing depended on (Placement.signing)
     attempts: int = 1
     when: float = 0.0
     retry_at: float = 0.0  # 0 = not by itself
@@ -263,6 +268,8 @@ class Placement(Noun):
     failure: Failure | None = None
     fingerprint: str = ""  # of the inputs as they are now; "" when they cannot be read
     tools: str = ""  # of the compilers that are there: another one is a reason to try again, none to build again
+    key: str = ""  # SHA-256 of the certificate that signs for this kernel now; "" = nothing is signed
+    signing: str = ""  # of all that signing depends on: a change is a reason to try again what could not be signed
 
 
 class Inventory(Noun):

@@ -75,6 +75,17 @@ class Root:
             raise InvalidArgument(f"not below {self.prefix}", where=os.fspath(outside))
         return "/" + relative
 
+    def is_chroot(self, first: str = "/proc/1/root/") -> bool:
+        """Whether this is not the `/` of process 1: it is served from outside, or we are in a chroot ourselves.
+
+        A container has a process 1 of its own and is none. Where it cannot be told (no /proc), it counts as one.
+        """
+        try:
+            status = os.stat(first)
+        except OSError:
+            return True
+        return f"{status.st_dev}:{status.st_ino}" != self.identity
+
     @property
     def modules(self) -> Path:
         """The directory of module trees. `/lib` is a link to `usr/lib` on every merged system, a directory on others."""

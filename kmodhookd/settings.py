@@ -60,6 +60,13 @@ class Policy(_Section):
     ignore_modules: tuple[str, ...] = Field((), description="shell patterns of module names to leave alone")
 
 
+class Signing(_Section):
+    """What DKMS has no word for about signing; keys and tools are framework.conf's."""
+
+    required: bool = Field(True, description="a module that cannot be signed is a failed build, not an unsigned module")
+    passphrase_file: str = Field("", pattern=r"^(/.*)?$", description="holds the key's passphrase, or the token's PIN")
+
+
 class Dkms(_Section):
     """What DKMS's framework.conf says beside its trees (dkms.8); `observe.framework` reads it."""
 
@@ -101,6 +108,7 @@ class Settings(BaseModel):
     hooks: Hooks = Hooks()
     watch: Watch = Watch()
     policy: Policy = Policy()
+    signing: Signing = Signing()
     source_tree: str = "/usr/src"
     dkms_tree: str = "/var/lib/dkms"
     install_tree: str = "/usr/lib/modules"
@@ -109,7 +117,13 @@ class Settings(BaseModel):
     problems: tuple[str, ...] = ()
 
 
-SECTIONS: dict[str, type[_Section]] = {"build": Build, "hooks": Hooks, "watch": Watch, "policy": Policy}
+SECTIONS: dict[str, type[_Section]] = {
+    "build": Build,
+    "hooks": Hooks,
+    "watch": Watch,
+    "policy": Policy,
+    "signing": Signing,
+}
 
 
 def load(root: Root, config: str = "") -> Settings:

@@ -30,7 +30,7 @@ from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 Progress = Callable[[str, float], None]
-Sign = Callable[[Path, Kernel], None]  # signs a .ko in place; a Fault when it cannot
+Sign = Callable[[Path, MakeLog], None]  # signs a .ko in place; a Fault when it cannot
 
 MIB = 1 << 20
 MAKE_SHARE = (0.1, 0.85)  # which part of a build's progress is the compiler's
@@ -236,7 +236,7 @@ def _products(work: _Build, sign: Sign | None) -> tuple[Path, ...]:
             work.log.line(f"\nError! {fault.what}")
             raise failed(work.recipe, FailureClass.PRODUCT, fault.what, remedy=fault.hint) from None
         if sign is not None:
-            sign(accepted, work.kernel)
+            sign(accepted, work.log)
         files.append(compress(work.root, accepted, work.kernel.compression))
     if not files:
         raise failed(work.recipe, FailureClass.PRODUCT, "dkms.conf names no module for this kernel")

@@ -25,7 +25,12 @@ from kmodhookd.observe.families import Family
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
-GONE = {"files": (), "installed_fingerprint": "", "by_hand": False}  # of a record, once its files are out
+GONE = {
+    "files": (),
+    "installed_fingerprint": "",
+    "installed_key": "",
+    "by_hand": False,
+}  # of a record, once its files are out
 
 
 @dataclass

@@ -101,7 +101,8 @@ class Jobs:
         elif retry_at:
             retry_at = now + PROVISIONAL_RETRY * 2**attempts if attempts <= PROVISIONAL_ATTEMPTS else 0.0
         update = {"attempts": attempts, "when": now, "retry_at": retry_at, "fingerprint": placement.fingerprint}
-        failure = failure.model_copy(update={**update, "tools": placement.tools})
+        seen = {"tools": placement.tools, "signing": placement.signing}
+        failure = failure.model_copy(update={**update, **seen})
         try:
             decisions.save_failure(self.root, failure)
         except OSError as error:
@@ -169,7 +170,8 @@ class Job:
             self.finish("cancelled", failure.reason)
             return
         youngest = max(kernel.headers.youngest, source.youngest)
-        if self._started - youngest < PROVISIONAL:
+        # What a signer refuses does not depend on trees, and a token counts wrong PINs.
+        if self._started - youngest < PROVISIONAL and failure.cause is not FailureClass.SIGNING:
             failure = failure.model_copy(update={"retry_at": 1.0})
         self.jobs.remember(placement, failure)
         self.finish("failed", failure.reason)

@@ -17,8 +17,10 @@ from kmodhookd.act.jobs import Job, Jobs
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.act.lock import engine_lock, work_lock
 from kmodhookd.act.pulse import Pulse
+from kmodhookd.act.resign import resign
 from kmodhookd.act.rounds import Attempt, Round
 from kmodhookd.act.scripts import Kind, run_script
+from kmodhookd.act.sign import Signer, Tokens
 from kmodhookd.act.stored import store_built
 from kmodhookd.confine import build_user
 from kmodhookd.errors import Fault, Internal
@@ -35,6 +37,7 @@ from kmodhookd.model import (
 )
 from kmodhookd.observe import decisions, families
 from kmodhookd.observe.inventory import look
+from kmodhookd.plan import cells
 from kmodhookd.plan import decisions as standing
 from kmodhookd.plan.planner import ASKED
 from kmodhookd.protocol import WorkerEvent
@@ -60,6 +63,7 @@ class Work:
         self.removed = 0
         self.problems: list[str] = []  # what failed beside builds and installations, which remember it themselves
         self.notes: list[str] = []  # what else a person may want to know
+        self._tokens = Tokens()
         self._tried: set[Attempt] = set()
         self._dirty: set[str] = set()  # kernels whose module index is older than their modules
 
@@ -181,20 +185,26 @@ class Work:
         return record.built > now.inventory.when
 
     def _make(self, now: Round, action: Action, job: Job, server: JobServer) -> None:
-        """Build, store, remember."""
+        """Build, sign, store, remember."""
         placement = now.placements[action.module, action.version, action.kernel]
-        source = now.sources[action.module, action.version]
+        source, kernel = now.sources[action.module, action.version], now.kernels[action.kernel]
         assert placement.recipe is not None
-        built = build(
-            self.root,
-            self.settings,
-            now.kernels[action.kernel],
-            source,
-            placement.recipe,
-            jobserver=server,
-            cancel=job.cancel,
-            progress=job.progress,
-        )
+        base = (self.root, self.settings, kernel)
+        signer = Signer(*base, placement.recipe, tokens=self._tokens, cancel=job.cancel)
+        if action.reason != ASKED and cells.is_compiled(placement):
+            built = resign(*base, placement, signer, progress=job.progress)
+        else:
+            built = build(
+                *base,
+                source,
+                placement.recipe,
+                jobserver=server,
+                cancel=job.cancel,
+                progress=job.progress,
+                sign=signer,
+            )
+        if signer.gave_up:
+            self.notes.append(f"{_name(action)}: {signer.said}")
         with engine_lock(self.root, self.settings, on_wait=job.wait_note):
             log = store_built(self.root, self.settings, source, placement.recipe, built)
         earlier = decisions.record(self.root, _cell(action))
@@ -216,6 +226,9 @@ class Work:
                 source_package=source.package,
                 mechanism=built.mechanism,
                 log=log,
+                key=signer.key,
+                installed_key=earlier.installed_key if earlier else "",
+                signed=signer.said,
             ),
         )
         decisions.forget(self.root, "failures", _cell(action))
@@ -277,7 +290,7 @@ class Work:
             self._dirty.add(action.kernel)
             by_hand = action.by_hand or done.by_hand
             update = {"installed_fingerprint": done.fingerprint, "installed": time.time(), "by_hand": by_hand}
-            decisions.save_record(self.root, done.model_copy(update=update))
+            decisions.save_record(self.root, done.model_copy(update={**update, "installed_key": done.key}))
             decisions.forget(self.root, "failures", _cell(action))
         if faults:
             self.jobs.fail_install(action, placement, faults[0], FailureClass.INSTALL)

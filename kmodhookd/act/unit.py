@@ -38,10 +38,4 @@ def run_apart(
 
 def _systemd_serves(root: Root, first: str = "/proc/1/root/") -> bool:
     """Whether a systemd runs this very root. In a chroot with the host's /run (arch-chroot) its units are the host's."""
-    if not os.path.isdir(SYSTEMD):
-        return False
-    try:
-        status = os.stat(first)
-    except OSError:
-        return False
-    return f"{status.st_dev}:{status.st_ino}" == root.identity
+    return os.path.isdir(SYSTEMD) and not root.is_chroot(first)

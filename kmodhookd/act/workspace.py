@@ -66,6 +66,22 @@ class Workspace:
 def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int) -> Workspace:
     """Copy a source, and an administrator's patches over it, for one build. OSError when the disk does not let us."""
     origin = root.resolve(source.directory or source.path)
+    workspace = empty(root, recipe)
+    try:
+        workspace.build.mkdir(mode=0o755)
+        sources = _copy_tree(origin, workspace.build, uid, gid)
+        overlay = root.resolve(f"/etc/dkms/{recipe.module}/patches")
+        if overlay.is_dir():
+            (workspace.build / "patches").mkdir(exist_ok=True)
+            _copy_tree(overlay, workspace.build / "patches", uid, gid)
+    except BaseException:
+        workspace.remove()
+        raise
+    return replace(workspace, sources=sources)
+
+
+def empty(root: Root, recipe: Recipe) -> Workspace:
+    """A directory in which nothing is built: without `build`. OSError when the disk does not let us."""
     top = root.resolve(DIRECTORY)
     top.mkdir(parents=True, exist_ok=True, mode=0o711)
     os.chmod(top, 0o711)
@@ -77,16 +93,10 @@ def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int) -> W
     try:
         os.chmod(path, 0o711)
         workspace.accepted.mkdir(mode=0o700)
-        workspace.build.mkdir(mode=0o755)
-        sources = _copy_tree(origin, workspace.build, uid, gid)
-        overlay = root.resolve(f"/etc/dkms/{recipe.module}/patches")
-        if overlay.is_dir():
-            (workspace.build / "patches").mkdir(exist_ok=True)
-            _copy_tree(overlay, workspace.build / "patches", uid, gid)
     except BaseException:
         workspace.remove()
         raise
-    return replace(workspace, sources=sources)
+    return workspace
 
 
 def sweep(root: Root) -> None:

@@ -11,6 +11,7 @@ import gzip
 import io
 import lzma
 import os
+import shutil
 import stat
 import struct
 import sys
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.common.utils import struct_parse
@@ -111,6 +112,24 @@ def read_stream(file: IO[bytes], path: Path) -> ModuleInfo:
         raise Fault(fault.what, where=str(path), hint=fault.hint) from None
     except (ELFError, OverflowError, ValueError, struct.error, lzma.LZMAError, EOFError, zlib.error, OSError) as error:
         raise Fault(f"not a sound module ({type(error).__name__}: {error})", where=str(path)) from None
+
+
+def unpack(path: Path, target: Path) -> None:
+    """Write what a module file decompresses to into a new file, without its signature. A `Fault` when it is not sound."""
+    try:
+        with open_regular(path) as file, target.open("xb") as plain:
+            shutil.copyfileobj(_plain(file, compression(path.name)), plain)
+    except (OverflowError, ValueError, lzma.LZMAError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Fault(f"not sound ({type(error).__name__}: {error})", where=str(path)) from None
+    with target.open("rb+") as plain:
+        plain.truncate(signature(plain)[0])
+
+
+def signature(file: IO[bytes]) -> tuple[int, bytes]:
+    """Where a module ends and its signature begins, and the signature (PKCS#7 in DER); b"" when there is none."""
+    size = file.seek(0, os.SEEK_END)
+    found = _appended(file, size)
+    return (found.start, found.pkcs7) if found else (size, b"")
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -315,23 +334,38 @@ def _imports(sections: _Sections, elf: ELFFile) -> dict[str, int]:
 # --- signature ------------------------------------------------------------------------------------------------------
 
 
-def _signature(stream: IO[bytes], size: int) -> tuple[bool, str]:
-    """Whether a signature is appended, and by whom: `struct module_signature` stands before the magic string."""
+class _Appended(NamedTuple):
+    """A signature behind a module: `struct module_signature` stands before the magic string."""
+
+    start: int  # where the module ends
+    named: bytes  # the signer's name, where it stands in clear (before 4.3)
+    pkcs7: bytes
+
+
+def _appended(stream: IO[bytes], size: int) -> _Appended | None:
     trailer = len(SIGNATURE_MAGIC) + 12
     if size < trailer:
-        return False, ""
+        return None
     stream.seek(size - trailer)
     tail = stream.read(trailer)
     if not tail.endswith(SIGNATURE_MAGIC):
-        return False, ""
+        return None
     _algo, _hash, kind, signer_length, key_length, length = struct.unpack(">5B3xI", tail[:12])
-    if length > MAX_SIGNATURE or length + signer_length + key_length + trailer > size:
+    start = size - trailer - length - signer_length - key_length
+    if length > MAX_SIGNATURE or start < 0:
         raise Fault("the appended signature is longer than it may be")
-    stream.seek(size - trailer - length - signer_length - key_length)
-    if kind == 1 and signer_length:  # X.509: before 4.3 the name stood in clear
-        return True, _printable(stream.read(signer_length))
+    stream.seek(start)
+    named = stream.read(signer_length) if kind == 1 else b""
     stream.seek(size - trailer - length)
-    return True, _common_name(stream.read(length))
+    return _Appended(start, named, stream.read(length))
+
+
+def _signature(stream: IO[bytes], size: int) -> tuple[bool, str]:
+    """Whether a signature is appended, and by whom."""
+    found = _appended(stream, size)
+    if found is None:
+        return False, ""
+    return True, _printable(found.named) if found.named else _common_name(found.pkcs7)
 
 
 def _common_name(pkcs7: bytes) -> str:

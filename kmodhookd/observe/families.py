@@ -188,13 +188,24 @@ DATABASES: tuple[tuple[str, type[Family]], ...] = (  # without an os-release, th
 
 def detect(root: Root) -> Family:
     """The family of a root."""
-    addon = _assignments(root, "/etc/sysconfig/module-init-tools").get("ADDON_MODULES_DIR", "").strip("/")
+    addon = assignments(root, "/etc/sysconfig/module-init-tools").get("ADDON_MODULES_DIR", "").strip("/")
     addon_directory = f"/{addon}" if addon and ".." not in addon.split("/") else ""
     return _family(root)(addon_directory)
 
 
+def dkms_name(root: Root) -> str:
+    """What DKMS calls the distribution (dkms 3.4, `distro_version`): `ubuntu`, else ID_LIKE as it stands, else ID."""
+    release = _os_release(root)
+    name = release.get("ID", "")
+    return name if name == "ubuntu" else release.get("ID_LIKE", "") or name
+
+
+def _os_release(root: Root) -> Mapping[str, str]:
+    return assignments(root, "/etc/os-release") or assignments(root, "/usr/lib/os-release")
+
+
 def _family(root: Root) -> type[Family]:
-    release = _assignments(root, "/etc/os-release") or _assignments(root, "/usr/lib/os-release")
+    release = _os_release(root)
     for word in (release.get("ID", ""), *release.get("ID_LIKE", "").split()):
         for prefix, family in FAMILIES:
             if word.lower().startswith(prefix):
@@ -206,7 +217,7 @@ def _family(root: Root) -> type[Family]:
     return Other
 
 
-def _assignments(root: Root, inside: str) -> Mapping[str, str]:
+def assignments(root: Root, inside: str) -> Mapping[str, str]:
     """The `NAME=value` lines of a file in os-release(5)'s form; nothing when it cannot be read."""
     try:
         text = root.resolve(inside).read_bytes()[: 1 << 16].decode("utf-8", "replace")

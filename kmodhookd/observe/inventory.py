@@ -21,7 +21,7 @@ from kmodhookd.model import (
     Recipe,
     Source,
 )
-from kmodhookd.observe import decisions, dkmsconf, dkmstree, families, recipes, sources, vanished
+from kmodhookd.observe import decisions, dkmsconf, dkmstree, families, keys, recipes, sources, vanished
 from kmodhookd.observe import kernels as kernel_trees
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.inspector import Inspector
@@ -47,6 +47,7 @@ class _Look:
     problems: list[str] = field(default_factory=list)
     trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
     configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    signing: dict[str, keys.Signing] = field(default_factory=dict)
 
 
 def look(root: Root, settings: Settings) -> Inventory:
@@ -150,6 +151,8 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
             directory = destination(at.family, kernel, module)
             placed |= {f"{directory}/{module.dest_name}{suffix}" for suffix in SUFFIXES}
     groups = _classify(at, kernel, names, placed)
+    if kernel.release not in at.signing:
+        at.signing[kernel.release] = keys.signing(at.root, at.settings, kernel, at.configs.get(kernel.release))
     return Placement(
         module=source.module,
         version=source.version,
@@ -168,6 +171,8 @@ def _placement(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | N
         failure=decisions.failure(at.root, cell),
         fingerprint=_fingerprint(source, kernel, recipe),
         tools=at.tools,
+        key=at.signing[kernel.release].identity,
+        signing=at.signing[kernel.release].inputs,
     )
 
 

@@ -73,14 +73,24 @@ def is_current(placement: Placement) -> bool:
     record = placement.record
     if record is None or not placement.fingerprint or not record.installed_fingerprint:
         return True
-    return record.installed_fingerprint == placement.fingerprint
+    return record.installed_fingerprint == placement.fingerprint and _key_agrees(placement, record.installed_key)
 
 
 def is_fresh(placement: Placement) -> bool:
-    """Whether what lies built in the DKMS tree was made from the inputs as they are now, and is whole."""
+    """Whether what lies built in the DKMS tree was made from the inputs as they are now, is whole and signed rightly."""
+    return is_compiled(placement) and placement.record is not None and _key_agrees(placement, placement.record.key)
+
+
+def is_compiled(placement: Placement) -> bool:
+    """The same but for the signature: when the key alone is another one, nothing has to be compiled."""
     record = placement.record
     whole = bool(placement.stored) and not any(artifact.problem for artifact in placement.stored)
     return placement.built and whole and record is not None and record.fingerprint == placement.fingerprint
+
+
+def _key_agrees(placement: Placement, key: str) -> bool:
+    """Whether it is signed for the certificate that signs now. Where nothing is signed, no signature is wrong."""
+    return placement.key in ("", key)
 
 
 def can_restore(placement: Placement) -> bool:
@@ -95,6 +105,8 @@ def failure_stands(placement: Placement) -> bool:
     failure = placement.failure
     if failure is None or failure.fingerprint != placement.fingerprint:
         return False
+    if failure.cause is FailureClass.SIGNING:
+        return failure.signing == placement.signing
     return failure.cause is not FailureClass.COMPILER or failure.tools == placement.tools
 
 
@@ -131,6 +143,7 @@ def judge(placement: Placement, context: Context) -> Cell:
             state, fact = verdict
             states.append(state)
             facts.append(fact)
+    facts += _signature(placement)
     return Cell(
         module=placement.module,
         version=placement.version,
@@ -148,6 +161,12 @@ def _is_wanted(placement: Placement, context: Context) -> bool:
     """Whether this version is the one that should go to this kernel by itself."""
     automatic = placement.recipe is not None and placement.recipe.autoinstall
     return automatic and not context.superseded_by and context.decision is None
+
+
+def _signature(placement: Placement) -> list[Fact]:
+    """By whom it is signed, or why it is not: no state of its own, but what Secure Boot goes by."""
+    record = placement.record
+    return [Fact(fact="signature", verdict=record.signed)] if record is not None and record.signed else []
 
 
 Verdict = tuple[State, Fact] | None
@@ -187,7 +206,10 @@ def _reused(placement: Placement, context: Context) -> Verdict:
 def _stale(placement: Placement, context: Context) -> Verdict:
     if not is_installed(placement) or is_current(placement):
         return None
-    verdict = "source, recipe, headers or compiler have changed since it was built; what is installed still loads"
+    changed = "source, recipe, headers or compiler have changed since it was built"
+    if placement.record is not None and placement.record.installed_fingerprint == placement.fingerprint:
+        changed = "the signing key is another one than it was signed with"
+    verdict = f"{changed}; what is installed still loads"
     remedy = _failure_text(placement) or "it is built again by itself"
     return State.STALE, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)
 

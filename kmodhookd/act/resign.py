@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Another key, the same modules: what lies in the DKMS tree is signed again, and nothing is compiled."""
+
+import shutil
+from collections.abc import Callable
+
+from kmodhookd.act.compress import compress
+from kmodhookd.act.failures import BuildFailed, failed, from_os
+from kmodhookd.act.makelog import MakeLog
+from kmodhookd.act.product import SUFFIXES, SYMVERS
+from kmodhookd.act.sign import Signer
+from kmodhookd.act.stored import Built, keep_log
+from kmodhookd.act.workspace import empty
+from kmodhookd.errors import Fault
+from kmodhookd.model import FailureClass, Kernel, Placement
+from kmodhookd.observe.elf import unpack
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+
+
+def resign(
+    root: Root,
+    settings: Settings,
+    kernel: Kernel,
+    placement: Placement,
+    signer: Signer,
+    *,
+    progress: Callable[[str, float], None],
+) -> Built:
+    """Sign the stored modules of a placement anew; to be stored like a build. Its log is the build's, continued.
+
+    `BuildFailed` when it cannot be done; what is stored and installed stays as it was.
+    """
+    recipe, record = placement.recipe, placement.record
+    assert recipe is not None
+    assert record is not None
+    progress("sign", 0.0)
+    stored = root.resolve(settings.dkms_tree) / recipe.module / recipe.version / recipe.kernel / recipe.arch
+    try:
+        workspace = empty(root, recipe)
+    except OSError as error:
+        raise from_os(recipe, error, "signing again") from None
+    path = workspace.path / "make.log"
+    kept = False
+    try:
+        earlier = stored / "log" / path.name
+        with MakeLog(path) as log:
+            log.file.write(earlier.read_bytes() if earlier.is_file() else b"")
+            files = []
+            for module in [module for module in recipe.modules if not module.excluded]:
+                found = [stored / "module" / f"{module.dest_name}{suffix}" for suffix in SUFFIXES]
+                source = next((one for one in found if one.exists()), found[0])
+                plain = workspace.accepted / f"{module.dest_name}.ko"
+                unpack(source, plain)
+                signer(plain, log)
+                files.append(compress(root, plain, kernel.compression))
+        if (stored / "module" / SYMVERS).is_file():
+            files.append(workspace.accepted / SYMVERS)
+            shutil.copyfile(stored / "module" / SYMVERS, files[-1])
+        kept = True
+        return Built(workspace, recipe.kernel, recipe.arch, tuple(files), path, record.seconds, record.mechanism)
+    except BuildFailed as error:
+        raise keep_log(root, error, path) from None
+    except OSError as error:
+        raise from_os(recipe, error, "signing again") from None
+    except Fault as fault:
+        raise failed(recipe, FailureClass.SIGNING, str(fault), remedy="ask for a rebuild") from None
+    finally:
+        if not kept:
+            workspace.remove()
