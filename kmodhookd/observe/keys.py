@@ -79,9 +79,9 @@ def signing(root: Root, settings: Settings, kernel: Kernel, config: Mapping[str,
     except OSError as error:
         found = Signing(problem=f"{error.filename}: {error.strerror}")
     files = (found.tool, found.pair.key, found.pair.certificate, settings.signing.passphrase_file)
-    seen = [_state(root.resolve(path)) if path.startswith("/") else path for path in files]
+    seen = [_state(root, path) if path.startswith("/") else path for path in files]
     credential = _credential()
-    text = "\0".join([found.model_dump_json(), *seen, _state(credential) if credential else ""])
+    text = "\0".join([found.model_dump_json(), *seen, _state(Root("/"), str(credential)) if credential else ""])
     return found.model_copy(update={"inputs": hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()})
 
 
@@ -279,10 +279,10 @@ def _private(root: Root, inside: str, what: str) -> None:
         raise Fault(f"{what} can be read by everyone, also by what is built here", where=inside, hint=hint)
 
 
-def _state(path: Path) -> str:
+def _state(root: Root, inside: str) -> str:
     """What changes when a file does."""
     try:
-        status = path.stat()
+        status = root.resolve(inside).stat()
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, "")
     return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_mode}:{status.st_uid}"
