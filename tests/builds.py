@@ -10,7 +10,7 @@ from bed import roots
 from bed.kernels import Kernels
 from bed.overlay import Overlay
 
-from kmodhookd.act.build import BuildFailed, Built, build
+from kmodhookd.act.build import BuildFailed, Built, Sign, build
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.model import BuiltModule, Failure, Headers, HeadersState, Kernel, Recipe, Source
 from kmodhookd.root import Root
@@ -66,14 +66,16 @@ class Bench:
         kernel: Kernel,
         server: JobServer | None = None,
         limits: dict[str, int] | None = None,
+        sign: Sign | None = None,
     ) -> Built:
         """Build with this job server or one of its own; `limits` are settings of `[build]`."""
         settings = self.settings.model_copy(update={"build": Build.model_validate(limits or {})})
+        what = (self.root, settings, kernel, source, recipe)
         cancel = threading.Event()
         if server is not None:
-            return build(self.root, settings, kernel, source, recipe, jobserver=server, cancel=cancel, progress=nobody)
+            return build(*what, jobserver=server, cancel=cancel, progress=nobody, sign=sign)
         with JobServer() as own:
-            return build(self.root, settings, kernel, source, recipe, jobserver=own, cancel=cancel, progress=nobody)
+            return build(*what, jobserver=own, cancel=cancel, progress=nobody, sign=sign)
 
     def fails(
         self,

@@ -235,3 +235,21 @@ def test_what_has_only_just_changed_is_not_remembered(module: Path, tmp_path: Pa
     inspector.save()
     kept = tmp_path / "var/cache/kmodhookd/modules.json"
     assert not kept.exists() or VERMAGIC not in kept.read_text()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_a_module_is_unpacked_without_its_signature(tmp_path: Path, suffix: str) -> None:
+    plain = modules.build(tmp_path / "plain.ko").read_bytes()
+    (tmp_path / "m.ko").write_bytes(plain)
+    signed = modules.sign(tmp_path / "m.ko").read_bytes()
+    with (tmp_path / "m.ko").open("rb") as file:
+        end, pkcs7 = elf.signature(file)
+    assert end == len(plain) and signed[end:].startswith(pkcs7) and pkcs7
+    packed = {"": signed, ".gz": gzip.compress(signed), ".xz": lzma.compress(signed)}[suffix]
+    (tmp_path / f"p.ko{suffix}").write_bytes(packed)
+    elf.unpack(tmp_path / f"p.ko{suffix}", tmp_path / "out.ko")
+    assert (tmp_path / "out.ko").read_bytes() == plain
+    if suffix:
+        (tmp_path / f"short.ko{suffix}").write_bytes(packed[:-20])
+        with pytest.raises(Fault):
+            elf.unpack(tmp_path / f"short.ko{suffix}", tmp_path / "never.ko")

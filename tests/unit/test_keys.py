@@ -2,6 +2,8 @@
 """Which program, hash, key and certificate sign for a kernel, and why nothing does."""
 
 import os
+import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,8 @@ CONFIG = {
     f"{HEADERS}/.config": 'CONFIG_MODULES=y\nCONFIG_MODULE_SIG_HASH="sha256"\nCONFIG_MODULE_SIG_KEY="certs/k.pem"\n'
 }
 OWN = f"{HEADERS}/scripts/sign-file"
-UBUNTU = {"/etc/os-release": 'ID=ubuntu\nID_LIKE="debian"\n'}
-GENTOO = {"/etc/os-release": "ID=gentoo\n"}
+UBUNTU: dict[str, trees.Content] = {"/etc/os-release": 'ID=ubuntu\nID_LIKE="debian"\n'}
+GENTOO: dict[str, trees.Content] = {"/etc/os-release": "ID=gentoo\n"}
 
 
 @pytest.fixture(scope="module")
@@ -199,31 +201,39 @@ def test_names_that_are_no_absolute_paths(tmp_path: Path, path: str) -> None:
     assert "not an absolute path" in found.problem
 
 
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"),
-        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        shorten,
         lambda path: path.write_bytes(b"0" * (keys.MAX_CERTIFICATE + 1)),
-        lambda path: (path.unlink(), os.mkfifo(path)),
-        lambda path: (path.unlink(), path.mkdir()),
-        lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
-        lambda path: (path.unlink(), path.symlink_to(path.name)),
+        lambda path: replace(path, os.mkfifo),
+        lambda path: replace(path, os.mkdir),
+        lambda path: replace(path, lambda it: it.symlink_to("/dev/zero")),
+        lambda path: replace(path, lambda it: it.symlink_to(it.name)),
     ],
 )
-def test_what_is_no_certificate_is_named(tmp_path: Path, pair: tuple[bytes, bytes], spoil: object) -> None:
+def test_what_is_no_certificate_is_named(
+    tmp_path: Path, pair: tuple[bytes, bytes], spoil: Callable[[Path], object]
+) -> None:
     root = system(tmp_path, {**trees.DEBIAN, "/dev/null": ""}, OWN)
     put(root, pair)
-    assert callable(spoil)
     spoil(root.path(keys.CERTIFICATE))
     found = look(root)
     assert found.problem.startswith(f"{keys.CERTIFICATE}: ") and not found.identity
 
 
 def test_a_certificate_in_pem_form_beside_a_key_is_the_same_one(tmp_path: Path, pair: tuple[bytes, bytes]) -> None:
-    import ssl
-
     root = system(tmp_path, trees.DEBIAN, OWN)
     put(root, pair)
     before = look(root).identity

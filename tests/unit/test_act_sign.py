@@ -121,7 +121,10 @@ NOT_ITS_WORK = {
     "leaves a link": ('#!/bin/sh\nmv "$4" "$4.x"; ln -s "$4.x" "$4"\n', "a link, not a file"),
     "leaves a pipe": ('#!/bin/sh\nrm "$4"; mkfifo "$4"\n', "not a regular file"),
     "empties the module": ('#!/bin/sh\n: > "$4"\n', "it ended well and appended no signature"),
-    "appends words": ('#!/bin/sh\nprintf "~Module signature appended~\\n" >> "$4"\n', "it ended well and appended no signature"),
+    "appends words": (
+        '#!/bin/sh\nprintf "~Module signature appended~\\n" >> "$4"\n',
+        "it ended well and appended no signature",
+    ),
     "changes the module": (
         signing.SIGN_FILE.replace("work=$4.fake", 'work=$4.fake; printf x | dd of="$4" conv=notrunc'),
         "it changed the module itself",

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Signing with the kernel's own sign-file, real keys and real dkms beside it."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import signing
+from bed import roots
+from bed.kernels import Kernels
+from bed.overlay import Overlay
+from bed.wanted import tiny_source
+from builds import Bench, bench, k2, system
+
+from kmodhookd import engine
+from kmodhookd.act import mok
+from kmodhookd.act.build import BuildFailed
+from kmodhookd.act.controls import Controls
+from kmodhookd.act.sign import Signer
+from kmodhookd.errors import Fault
+from kmodhookd.model import FailureClass, Kernel, State
+from kmodhookd.observe import decisions, keys
+from kmodhookd.observe.elf import read_module
+from kmodhookd.observe.inventory import look
+from kmodhookd.plan import planner
+from kmodhookd.protocol import Outcome, Request, WorkerEvent
+from kmodhookd.root import Root
+from kmodhookd.settings import Dkms, Settings
+from kmodhookd.settings import Signing as SigningPolicy
+
+pytestmark = pytest.mark.engine
+
+__all__ = ["bench", "k2", "system"]  # fixtures
+
+FIELDS = ("signer", "sig_key", "sig_hashalgo", "sig_id")
+
+
+def settings(policy: SigningPolicy | None = None, **dkms: str) -> Settings:
+    """Sign although this is a chroot."""
+    signs = Dkms.model_validate({"try_sign_modules": "true", **dkms})
+    return Settings(dkms=signs, signing=policy or SigningPolicy())
+
+
+def modinfo(overlay: Overlay, file: Path) -> dict[str, str]:
+    """What the root's own modinfo says of a signature."""
+    inside = "/" + str(file.relative_to(overlay.root))
+    return {name: overlay.run(["modinfo", "-F", name, inside]).stdout.strip() for name in FIELDS}
+
+
+def signer(bench: Bench, name: str, kernel: Kernel, policy: Settings) -> Signer:
+    return Signer(bench.root, policy, kernel, bench.recipe(name, kernel))
+
+
+# --- builds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", ["", "xz", "zst"])  # what Debian's modinfo reads
+def test_signed_before_it_is_compressed(bench: Bench, k2: Kernel, system: Overlay, compression: str) -> None:
+    kernel = k2.model_copy(update={"compression": compression})
+    name = f"packed{compression}"
+    signs = signer(bench, name, kernel, settings())
+    built = bench.build(bench.source(name), bench.recipe(name, kernel), kernel, sign=signs)
+    assert built.files[0].name.endswith(f".ko.{compression}" if compression else ".ko")
+    found = modinfo(system, built.files[0])
+    assert found["signer"] == "DKMS module signing key" and found["sig_hashalgo"] == "sha256"
+    assert "/usr/lib/linux-kbuild-6.1/scripts/sign-file sha256 /var/lib/dkms/mok.key" in built.log.read_text()
+    assert bench.root.path(keys.KEY).stat().st_mode & 0o777 == 0o600
+    built.workspace.remove()
+
+
+def test_a_build_cannot_read_the_key(bench: Bench, k2: Kernel) -> None:
+    """Real DKMS compiles as root: whatever is built there could sign anything."""
+    mok.ensure(bench.root, keys.Pair(key=keys.KEY, certificate=keys.CERTIFICATE))
+    pin = bench.root.path("/etc/pin")
+    pin.write_text("secret\n")
+    pin.chmod(0o600)
+    text = (
+        "ifneq ($(KERNELRELEASE),)\nobj-m := tiny.o\nelse\n"
+        "all:\n\t-cp /var/lib/dkms/mok.key stolen\n\t-cat /var/lib/dkms/mok.key /etc/pin\n"
+        "\t-tail -n +1 /proc/*/environ | tr '\\0' '\\n' | grep -a KBUILD_SIGN_PIN\n"
+        "\ttest ! -e stolen\n\t$(MAKE) -C $(K) M=$(CURDIR)\nendif\n"
+    )
+    make = f"make K=/usr/src/linux-headers-{k2.release}"
+    source, recipe = bench.source("thief", Makefile=text), bench.recipe("thief", k2, make=make)
+    recipe = recipe.model_copy(update={"make": f"unset KERNELRELEASE; {make} KERNELRELEASE="})
+    built = bench.build(
+        source, recipe, k2, sign=signer(bench, "thief", k2, settings(SigningPolicy(passphrase_file="/etc/pin")))
+    )
+    log = built.log.read_text()
+    assert log.count("Permission denied") == 3 and "PRIVATE KEY" not in log and "secret" not in log
+    assert read_module(built.files[0]).signer
+    built.workspace.remove()
+    pin.unlink()
+
+
+def test_a_passphrase_with_the_kernel_s_own_program(bench: Bench, k2: Kernel) -> None:
+    place = bench.root.path("/etc/keys")
+    place.mkdir()
+    key, certificate = signing.make_pair(place, owner="Locked", passphrase="open sesame")
+    pin = place / "pin"
+    pin.write_text("open sesame\n")
+    pin.chmod(0o600)
+    named = {"mok_signing_key": f"/etc/keys/{key.name}", "mok_certificate": f"/etc/keys/{certificate.name}"}
+    policy = settings(SigningPolicy(passphrase_file="/etc/keys/pin"), **named)
+    built = bench.build(
+        bench.source("locked"), bench.recipe("locked", k2), k2, sign=signer(bench, "locked", k2, policy)
+    )
+    assert signing.verifies(shutil_copy(built.files[0], place), certificate)
+    assert "sesame" not in built.log.read_text()
+    built.workspace.remove()
+    pin.write_text("open barley\n")
+    for name, trying, said in (
+        ("wrong", policy, "/etc/keys/mok.key: the passphrase is wrong"),
+        (
+            "none",
+            settings(SigningPolicy(), **named),
+            "/etc/keys/mok.key: the key is protected by a passphrase, and there is none",
+        ),
+    ):
+        with pytest.raises(BuildFailed) as caught:
+            bench.build(bench.source(name), bench.recipe(name, k2), k2, sign=signer(bench, name, k2, trying))
+        assert caught.value.failure.cause is FailureClass.SIGNING and said in caught.value.failure.reason
+        assert said in bench.root.resolve(caught.value.failure.log).read_text()
+    shutil.rmtree(place)
+
+
+def shutil_copy(file: Path, place: Path) -> Path:
+    return Path(shutil.copy(file, place))
+
+
+def test_in_a_chroot_nothing_is_signed_by_default(bench: Bench, k2: Kernel) -> None:
+    signs = signer(bench, "plainly", k2, Settings())
+    built = bench.build(bench.source("plainly"), bench.recipe("plainly", k2), k2, sign=signs)
+    assert not read_module(built.files[0]).signed
+    assert signs.said == "not signed: this is a chroot, and try_sign_modules is not_in_chroot"
+    assert signs.said in built.log.read_text()
+    built.workspace.remove()
+
+
+# --- passes, beside real dkms -----------------------------------------------------------------------------------------
+
+
+class Site:
+    """A root with one module and a pair of keys, for passes of ours."""
+
+    def __init__(self, overlay: Overlay, kernel: str) -> None:
+        self.overlay, self.kernel = overlay, kernel
+        self.root = Root(overlay.root)
+        self.phases: set[str] = set()
+        tiny_source(overlay, "signed", conf=['BUILT_MODULE_NAME[1]="second"', 'DEST_MODULE_LOCATION[1]="/updates"'])
+        source = overlay.path("/usr/src/signed-1.0")
+        (source / "second.c").write_text((source / "signed.c").read_text())
+        (source / "Makefile").write_text("obj-m := signed.o second.o\n")
+        for other in overlay.path("/usr/lib/modules").iterdir():
+            if other.name != kernel:
+                shutil.rmtree(other)
+
+    def one_pass(self, policy: Settings) -> Outcome:
+        time.sleep(planner.SETTLE)
+        self.phases.clear()
+
+        def emit(event: WorkerEvent) -> None:
+            self.phases |= {event.job.phase} if event.job is not None else set()
+
+        return engine.one_pass(self.root, policy, Request(number=1, prefix=str(self.root.prefix)), emit, Controls())
+
+    def state(self, policy: Settings) -> State:
+        return planner.make(look(self.root, policy), policy, now=time.time()).cells[0].state
+
+    def file(self, name: str = "signed") -> Path:
+        return self.overlay.path(f"/usr/lib/modules/{self.kernel}/updates/dkms/{name}.ko")
+
+    @property
+    def cell(self) -> decisions.Cell:
+        return "signed", "1.0", self.kernel, "x86_64"
+
+
+@pytest.fixture
+def site(engine_root: Overlay, kernels: Kernels) -> Site:
+    return Site(engine_root, kernels.k2.release)
+
+
+@pytest.fixture
+def beside(kernels: Kernels) -> Iterator[Site]:
+    """An equal root, for real dkms."""
+    with roots.overlay("engine", label="real-dkms") as overlay:
+        yield Site(overlay, kernels.k2.release)
+
+
+def dkms(site: Site, *words: str) -> "subprocess.CompletedProcess[str]":
+    return site.overlay.run(["dkms", *words, "signed/1.0", "-k", site.kernel], check=False)
+
+
+def test_as_real_dkms_signs(site: Site, beside: Site) -> None:
+    place = site.root.path("/var/lib/dkms")
+    key, certificate = signing.make_pair(place, "mok")
+    certificate = certificate.rename(place / "mok.pub")
+    for path in (key, certificate):
+        shutil.copy2(path, beside.root.path("/var/lib/dkms"))
+    done = dkms(beside, "install")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert site.one_pass(settings()).installed == 1
+    for name in ("signed", "second"):
+        ours = modinfo(site.overlay, site.file(name))
+        assert ours == modinfo(beside.overlay, beside.file(name)) and all(ours.values())
+        assert signing.verifies(shutil_copy(site.file(name), site.root.path("/root")), certificate)
+    record = decisions.record(site.root, site.cell)
+    assert record is not None and record.signed.startswith("signed by A test's key (/var/lib/dkms/mok.pub, SHA-256 ")
+    assert record.key == record.installed_key == keys.signing(site.root, settings(), _kernel(site)).identity
+
+
+def test_a_failing_signer_is_a_failure(site: Site, beside: Site) -> None:
+    """Real dkms says that all is well and installs what Secure Boot refuses."""
+    for one in (site, beside):
+        signing.program(one.overlay.path("/opt/sign"), "#!/bin/sh\necho the token is gone >&2\nexit 1\n")
+        drop_in = one.overlay.path("/etc/dkms/framework.conf.d/sign.conf")
+        drop_in.write_text("sign_file=/opt/sign\n")
+    done = dkms(beside, "install")
+    assert done.returncode == 0 and not read_module(beside.file()).signed
+    policy = settings(sign_file="/opt/sign")
+    assert site.one_pass(policy).failed == 1
+    assert not site.file().exists() and site.state(policy) is State.FAILED
+    failure = decisions.failure(site.root, site.cell)
+    assert failure is not None and failure.cause is FailureClass.SIGNING and "the token is gone" in failure.reason
+    assert "the token is gone" in site.root.resolve(failure.log).read_text()
+    site.one_pass(policy)
+    assert not site.phases, "not tried again while nothing has changed"
+    shutil.copy2(site.overlay.path("/usr/lib/linux-kbuild-6.1/scripts/sign-file"), site.overlay.path("/opt/sign"))
+    assert site.one_pass(policy).installed == 1
+    assert read_module(site.file()).signed
+
+
+def test_policy_lets_it_go_unsigned_and_says_so(site: Site) -> None:
+    signing.program(site.overlay.path("/opt/sign"), "#!/bin/sh\nexit 1\n")
+    policy = settings(SigningPolicy(required=False), sign_file="/opt/sign")
+    assert site.one_pass(policy).installed == 1
+    record = decisions.record(site.root, site.cell)
+    assert not read_module(site.file()).signed
+    assert record is not None and record.signed.startswith("not signed, since signing.required is false")
+    site.one_pass(policy)
+    assert not site.phases, "it is not stale for ever"
+
+
+def test_another_key_is_signed_with_and_nothing_is_compiled(site: Site) -> None:
+    assert site.one_pass(settings()).installed == 1
+    before = site.file().read_bytes()
+    first = decisions.record(site.root, site.cell)
+    for inside in (keys.KEY, keys.CERTIFICATE):
+        site.root.path(inside).unlink()
+    assert site.state(settings()) is State.INSTALLED, "without a key nothing is stale"
+    pair = keys.Pair(key=keys.KEY, certificate=keys.CERTIFICATE)
+    mok.ensure(site.root, pair)
+    assert site.state(settings()) is State.STALE
+    assert site.one_pass(settings()).installed == 1
+    assert "sign" in site.phases and "make" not in site.phases
+    record = decisions.record(site.root, site.cell)
+    assert first is not None and record is not None and record.key != first.key == first.installed_key
+    assert site.state(settings()) is State.INSTALLED
+    for name in ("signed", "second"):
+        copy = shutil_copy(site.file(name), site.root.path("/root"))
+        assert signing.verifies(copy, site.root.path(keys.CERTIFICATE))
+    after = site.file().read_bytes()
+    size = min(len(before), len(after)) - 2048
+    assert before[:size] == after[:size] and before != after, "the module itself is the same"
+    log = site.root.resolve(record.log).read_text()
+    assert log.count("Building module(s)") == 1 and log.count("Signing signed.ko") == 2
+    assert site.overlay.run(["dkms", "status"]).stdout == f"signed/1.0, {site.kernel}, x86_64: installed\n"
+    site.one_pass(settings())
+    assert not site.phases
+
+
+def test_another_key_that_does_not_work_leaves_what_is_there(site: Site) -> None:
+    assert site.one_pass(settings()).installed == 1
+    before = site.file().read_bytes()
+    signing.program(site.overlay.path("/opt/sign"), "#!/bin/sh\nexit 1\n")
+    site.root.path(keys.KEY).unlink()
+    site.root.path(keys.CERTIFICATE).unlink()
+    mok.ensure(site.root, keys.Pair(key=keys.KEY, certificate=keys.CERTIFICATE))
+    policy = settings(sign_file="/opt/sign")
+    site.one_pass(policy)
+    assert site.file().read_bytes() == before and site.state(policy) is State.STALE
+    failure = decisions.failure(site.root, site.cell)
+    assert failure is not None and failure.cause is FailureClass.SIGNING and failure.log
+    assert not list(site.root.path("/var/cache/kmodhookd/build").glob("*"))
+    site.one_pass(policy)
+    assert not site.phases
+
+
+def _kernel(site: Site) -> Kernel:
+    return next(one for one in look(site.root, settings()).kernels if one.release == site.kernel)
+
+
+# --- the machine's own key ---------------------------------------------------------------------------------------------
+
+PAIR = keys.Pair(key=keys.KEY, certificate=keys.CERTIFICATE)
+
+
+def openssl(overlay: Overlay, *words: str) -> str:
+    return overlay.run(["openssl", *words]).stdout.strip()
+
+
+def test_a_key_as_dkms_makes_it(base_root: Overlay) -> None:
+    said = mok.generate_mok(Root(base_root.root), settings())
+    assert f"Signing key: {keys.KEY}" in said and f"  mokutil --import {keys.CERTIFICATE}" in said
+    text = openssl(base_root, "x509", "-in", keys.CERTIFICATE, "-inform", "DER", "-noout", "-text")
+    for words in (
+        "Subject: CN = DKMS module signing key",
+        "Public-Key: (2048 bit)",
+        "Code Signing",
+        "CA:TRUE",
+        "X509v3 Subject Key Identifier",
+        "sha256WithRSAEncryption",
+    ):
+        assert words in text, words
+    assert str(time.gmtime(time.time() + 36500 * 86400).tm_year) in text.split("Not After")[1][:40]
+    public = openssl(base_root, "x509", "-in", keys.CERTIFICATE, "-inform", "DER", "-noout", "-pubkey")
+    assert public == openssl(base_root, "pkey", "-in", keys.KEY, "-pubout")
+    modes = [base_root.path(inside).stat().st_mode & 0o777 for inside in (keys.KEY, keys.CERTIFICATE)]
+    assert modes == [0o600, 0o644]
+    before = base_root.path(keys.KEY).read_bytes()
+    assert mok.generate_mok(Root(base_root.root), settings()) == said
+    assert base_root.path(keys.KEY).read_bytes() == before
+    assert sorted(path.name for path in base_root.path("/var/lib/dkms").iterdir()) == ["mok.key", "mok.pub"]
+
+
+def test_those_who_come_at_once_find_one_pair(base_root: Overlay) -> None:
+    root = Root(base_root.root)
+    found = set()
+
+    def come(_: int) -> None:
+        mok.ensure(root, PAIR)
+        found.add(root.path(keys.KEY).read_bytes() + root.path(keys.CERTIFICATE).read_bytes())
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(come, range(6)))
+    assert len(found) == 1
+    public = openssl(base_root, "x509", "-in", keys.CERTIFICATE, "-inform", "DER", "-noout", "-pubkey")
+    assert public == openssl(base_root, "pkey", "-in", keys.KEY, "-pubout")
+
+
+@pytest.mark.parametrize("placed", [(), ("key",), ("key", "pub")])
+def test_what_a_crash_left_is_put_in_its_place(base_root: Overlay, placed: tuple[str, ...]) -> None:
+    root = Root(base_root.root)
+    mok.ensure(root, PAIR)
+    place = base_root.path("/var/lib/dkms")
+    whole = {name: (place / f"mok.{name}").read_bytes() for name in ("key", "pub")}
+    made, making = place / ".mok.made", place / ".mok.making-x"
+    for directory in (made, making):
+        directory.mkdir()
+    for name in ("key", "pub"):
+        (place / f"mok.{name}").rename(made / name)
+    if "key" in placed:
+        (place / "mok.key").hardlink_to(made / "key")
+    if "pub" in placed:
+        shutil.copy(made / "pub", place / "mok.pub")
+    mok.ensure(root, PAIR)
+    assert {name: (place / f"mok.{name}").read_bytes() for name in ("key", "pub")} == whole
+    assert sorted(path.name for path in place.iterdir()) == ["mok.key", "mok.pub"]
+
+
+@pytest.mark.parametrize("left", [keys.KEY, keys.CERTIFICATE])
+def test_nothing_is_made_over_half_a_pair(base_root: Overlay, left: str) -> None:
+    """Real dkms makes a new key over the one that is there and perhaps enrolled."""
+    base_root.path("/var/lib/dkms").mkdir(parents=True)
+    base_root.path(left).write_text("precious")
+    base_root.path(left).chmod(0o600)
+    with pytest.raises(Fault, match="it is missing"):
+        mok.generate_mok(Root(base_root.root), settings())
+    assert base_root.path(left).read_text() == "precious"
+    assert len(list(base_root.path("/var/lib/dkms").iterdir())) == 1
+
+
+def test_a_pair_elsewhere_is_made_when_somebody_asks(base_root: Overlay) -> None:
+    chosen = settings(mok_signing_key="/etc/keys/my.key", mok_certificate="/etc/certs/my.der")
+    mok.generate_mok(Root(base_root.root), chosen)
+    assert base_root.path("/etc/keys/my.key").is_file() and base_root.path("/etc/certs/my.der").is_file()
+
+
+def test_without_openssl_it_is_said(base_root: Overlay) -> None:
+    base_root.path("/usr/bin/openssl").unlink()
+    with pytest.raises(Fault, match="there is no openssl to make it"):
+        mok.generate_mok(Root(base_root.root), settings())
+
+
+def test_ubuntu_s_own_tool_makes_ubuntu_s_key_and_asks_nothing(base_root: Overlay) -> None:
+    base_root.path("/etc/os-release").unlink()
+    base_root.path("/etc/os-release").write_text("ID=ubuntu\nID_LIKE=debian\n")
+    root = Root(base_root.root)
+    with pytest.raises(Fault, match="there is no update-secureboot-policy"):
+        mok.generate_mok(root, settings())
+    tool = base_root.path("/usr/sbin/update-secureboot-policy")
+    signing.program(tool, '#!/bin/sh\necho "$* $SHIM_NOTRIGGER $DEBIAN_FRONTEND" >> /asked\n')
+    with pytest.raises(Fault, match="--new-key made no key"):
+        mok.generate_mok(root, settings())
+    place = base_root.path("/var/lib/shim-signed/mok")
+    place.mkdir(parents=True)
+    key, certificate = signing.make_pair(base_root.path("/root"))
+    signing.program(
+        tool,
+        f"{tool.read_text()}cp /root/{key.name} {keys.UBUNTU_KEY}; cp /root/{certificate.name} {keys.UBUNTU_CERTIFICATE}\n",
+    )
+    said = mok.generate_mok(root, settings())
+    assert f"  mokutil --import {keys.UBUNTU_CERTIFICATE}" in said
+    assert base_root.path("/asked").read_text() == "--new-key y noninteractive\n" * 2
+    assert not base_root.path("/var/lib/dkms").exists()
