@@ -101,7 +101,7 @@ class Jobs:
         elif retry_at:
             retry_at = now + PROVISIONAL_RETRY * 2**attempts if attempts <= PROVISIONAL_ATTEMPTS else 0.0
         update = {"attempts": attempts, "when": now, "retry_at": retry_at, "fingerprint": placement.fingerprint}
-        seen = {"tools": placement.tools, "signing": placement.signing}
+        seen = {"tools": placement.tools, "signing": failure.signing or placement.signing}
         failure = failure.model_copy(update={**update, **seen})
         try:
             decisions.save_failure(self.root, failure)

@@ -17,7 +17,7 @@ from pathlib import Path
 from kmodhookd import run, store
 from kmodhookd.act.lock import work_lock
 from kmodhookd.act.toolchain import which
-from kmodhookd.errors import Fault
+from kmodhookd.errors import AccessDenied, Fault
 from kmodhookd.observe import keys
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.keys import Pair
@@ -26,6 +26,7 @@ from kmodhookd.settings import Settings
 
 DAYS = "36500"
 TIMEOUT = 120.0
+SECURE_BOOT = Path("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
 UBUNTU_TOOL = "update-secureboot-policy"
 # Said here, so that no openssl.cnf of a distribution changes what comes out.
 REQUEST = b"""[req]
@@ -64,7 +65,10 @@ def generate_mok(root: Root, settings: Settings) -> list[str]:
     config = kernel_config(root, release) if release else {}
     pair = keys.pair(root, settings, release, os.uname().machine, config)
     if not pair.on_token:
-        ensure(root, pair)
+        try:
+            ensure(root, pair)
+        except PermissionError as error:
+            raise AccessDenied("only root may make a signing key", where=str(error.filename)) from None
     keys.certificate(root, pair.certificate)
     return [
         f"Signing key: {pair.shown}",
@@ -73,6 +77,14 @@ def generate_mok(root: Root, settings: Settings) -> list[str]:
         f"  mokutil --import {pair.certificate}",
         "asks for a password, which the next boot asks for again.",
     ]
+
+
+def secure_boot(variable: Path = SECURE_BOOT) -> bool:
+    """Whether the firmware checks signatures: an EFI variable, of which four bytes of attributes come first."""
+    try:
+        return variable.read_bytes()[4:] == b"\1"
+    except OSError:
+        return False
 
 
 def _by_ubuntu(root: Root, pair: Pair) -> None:

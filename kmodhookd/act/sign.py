@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kmodhookd import run
 from kmodhookd.act import mok
-from kmodhookd.act.failures import failed, from_os
+from kmodhookd.act.failures import BuildFailed, failed, from_os
 from kmodhookd.act.makelog import MakeLog
 from kmodhookd.act.toolchain import which
 from kmodhookd.errors import Fault
@@ -63,7 +63,9 @@ class Signer:
         self.key = ""  # SHA-256 of the certificate that was used, or that was to be used
         self.said = ""  # by whom they are signed, or why they are not
         self.gave_up = False  # they should be signed, and are not
+        self.notices: list[str] = []  # what a person should know, as sentences
         self._how: Signing | None = None
+        self._inputs = ""  # `Signing.inputs`, with the key that was made on the way
         self._pin: dict[str, str] = {}
 
     def __call__(self, module: Path, log: MakeLog) -> None:
@@ -91,8 +93,14 @@ class Signer:
             except Fault as fault:
                 how = how.model_copy(update={"unsigned": f"there is no key: {fault}"})
             else:
-                log.line(f"\nMade a signing key: {how.pair.key}")
+                enrol = f"mokutil --import {how.pair.certificate}"
+                log.line(f"\nMade a signing key: {how.pair.key}\nTo enrol it: {enrol}")
+                if mok.secure_boot():
+                    self.notices.append(
+                        f"a signing key was made; Secure Boot is on and refuses its modules until {enrol}"
+                    )
                 how = keys.signing(self.root, self.settings, self.kernel)
+        self._inputs = how.inputs
         if how.problem:
             raise Fault(how.problem, hint=how.remedy)
         if how.unsigned:
@@ -113,11 +121,12 @@ class Signer:
         if self.cancel is not None and self.cancel.is_set():
             raise failed(self.recipe, FailureClass.CANCELLED, "cancelled") from None
         if self.settings.signing.required:
-            raise failed(
-                self.recipe, FailureClass.SIGNING, f"{module.name} cannot be signed: {sentence}", remedy=fault.hint
-            ) from None
+            reason = f"{module.name} cannot be signed: {sentence}"
+            error = failed(self.recipe, FailureClass.SIGNING, reason, remedy=fault.hint)
+            raise BuildFailed(error.failure.model_copy(update={"signing": self._inputs})) from None
         self.gave_up = True
         self.said = f"not signed, since signing.required is false: {sentence}"
+        self.notices.append(f"{module.name} is {self.said}")
 
     # --- one module -------------------------------------------------------------------------------------------------
 

@@ -203,8 +203,7 @@ class Work:
                 progress=job.progress,
                 sign=signer,
             )
-        if signer.gave_up:
-            self.notes.append(f"{_name(action)}: {signer.said}")
+        self.notes += [f"{_name(action)}: {notice}" for notice in signer.notices]
         with engine_lock(self.root, self.settings, on_wait=job.wait_note):
             log = store_built(self.root, self.settings, source, placement.recipe, built)
         earlier = decisions.record(self.root, _cell(action))

@@ -11,6 +11,7 @@ import modules
 import pytest
 import signing
 
+from kmodhookd.act import mok
 from kmodhookd.act.failures import BuildFailed
 from kmodhookd.act.makelog import MakeLog
 from kmodhookd.act.sign import Signer, Tokens
@@ -160,6 +161,7 @@ def test_policy_may_let_modules_go_unsigned(bench: Bench) -> None:
     signer = bench.sign()
     assert bench.module.read_bytes() == bench.plain
     assert signer.gave_up and signer.said.startswith("not signed, since signing.required is false: ")
+    assert signer.notices == [f"tiny.ko is {signer.said}"]
     assert signer.key, "or it would count as stale for ever"
     bench.use(signing.SIGN_FILE)
     bench.sign(signer)
@@ -247,6 +249,14 @@ def test_names_are_never_read_as_anything_else(bench: Bench, name: str, monkeypa
     bench.sign()
     assert signing.verifies(bench.module, bench.certificate)
     assert not list(bench.place.rglob("hit"))
+
+
+def test_whether_secure_boot_is_on(tmp_path: Path) -> None:
+    variable = tmp_path / "SecureBoot"
+    assert not mok.secure_boot(variable)
+    for value, on in ((b"\6\0\0\0\1", True), (b"\6\0\0\0\0", False), (b"\6\0", False)):
+        variable.write_bytes(value)
+        assert mok.secure_boot(variable) is on
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
