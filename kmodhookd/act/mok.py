@@ -134,7 +134,7 @@ def _make(root: Root, pair: Pair) -> None:
             os.chmod(making / name, mode)
             _sync(making / name)
         store.sync_directory(making)
-        making.rename(_made(root, pair))
+        making.rename(keys.made(root, pair))
     except OSError as error:
         raise Fault(f"it cannot be made: {error.strerror}", where=pair.key) from error
     finally:
@@ -143,7 +143,7 @@ def _make(root: Root, pair: Pair) -> None:
 
 def _finish(root: Root, pair: Pair) -> None:
     """Put what was made in its place. What is there stays as it is: a link cannot replace anything."""
-    made = _made(root, pair)
+    made = keys.made(root, pair)
     key, certificate = root.resolve(pair.key), root.resolve(pair.certificate)
     if not made.is_dir():
         return
@@ -153,10 +153,6 @@ def _finish(root: Root, pair: Pair) -> None:
         store.write_atomic(certificate, (made / "pub").read_bytes())
     store.sync_directory(key.parent)
     shutil.rmtree(made)
-
-
-def _made(root: Root, pair: Pair) -> Path:
-    return root.resolve(pair.key).with_name(".mok.made")
 
 
 def _sync(path: Path) -> None:

@@ -180,8 +180,15 @@ def _portage(root: Root, release: str, public: str, config: Mapping[str, str]) -
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
+def made(root: Root, where: Pair) -> Path:
+    """Where a pair is, whole, before it is put in its place (`act.mok`)."""
+    return root.resolve(where.key).with_name(".mok.made")
+
+
 def check(root: Root, where: Pair) -> bool:
     """Whether the pair is there; False when it may be made. A `Fault` says what is wrong with one that is."""
+    if not where.on_token and made(root, where).is_dir():
+        return False  # a crash came between its two halves
     names = (where.certificate,) if where.on_token else (where.key, where.certificate)
     absent = [name for name in names if not os.path.lexists(root.resolve(name))]
     if len(absent) == len(names) and not where.configured and not where.on_token:

@@ -385,6 +385,7 @@ def test_what_a_crash_left_is_put_in_its_place(base_root: Overlay, placed: tuple
         (place / "mok.key").hardlink_to(made / "key")
     if "pub" in placed:
         shutil.copy(made / "pub", place / "mok.pub")
+    assert not keys.check(root, PAIR), "the next build sees to it"
     mok.ensure(root, PAIR)
     assert {name: (place / f"mok.{name}").read_bytes() for name in ("key", "pub")} == whole
     assert sorted(path.name for path in place.iterdir()) == ["mok.key", "mok.pub"]
