@@ -59,8 +59,8 @@ class Result:
 
     @property
     def last_line(self) -> str:
-        """The last line that it printed; how it ended when it printed none."""
-        return next((line for line in reversed(self.output.splitlines()) if line.strip()), self.sentence())
+        """The last line that it printed and that stands at the margin; how it ended when there is none."""
+        return next((line for line in reversed(self.output.splitlines()) if line[:1].strip()), self.sentence())
 
     def sentence(self) -> str:
         """How it ended, in words."""

@@ -9,11 +9,7 @@ from kmodhookd.root import Root
 from kmodhookd.run import Result
 
 BOOTED = "/run/systemd/system"  # sd_booted(3)
-UNAVAILABLE = re.compile(
-    r"^Failed to (?:connect to bus|create bus|start transient service unit|get properties|reply|wait for)|"
-    r"^Connection (?:terminated|reset)",
-    re.MULTILINE,
-)
+UNAVAILABLE = re.compile(r"^Failed to (?:connect to bus|create bus|start transient service unit)", re.MULTILINE)
 
 
 def serves(root: Root, first: str = "/proc/1/root/") -> bool:

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kmodhookd import store
+from kmodhookd import confine, store
+from kmodhookd.act.bounds import need_room
 from kmodhookd.errors import Fault
 from kmodhookd.model import Recipe, Source
 from kmodhookd.root import Root
@@ -69,6 +70,7 @@ def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int) -> W
     top = root.resolve(DIRECTORY)
     top.mkdir(parents=True, exist_ok=True, mode=0o711)
     os.chmod(top, 0o711)
+    need_room(recipe, origin, top)
     prefix = f"{recipe.module}-{recipe.version}-{recipe.kernel}-{recipe.arch}-"[:200]
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=top))
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -90,7 +92,8 @@ def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int) -> W
 
 
 def sweep(root: Root) -> None:
-    """Remove what builds left that were killed with their process: nobody holds a lock on those directories any more."""
+    """End and remove what builds left that were killed with their process: nobody holds a lock on it any more."""
+    confine.sweep()
     now = time.time()
     for path in _entries(root.resolve(DIRECTORY)):
         with contextlib.suppress(OSError):

@@ -25,7 +25,8 @@ from kmodhookd import run, systemd
 from kmodhookd.confine import bubblewrap, namespaces, setuid, unit, users
 from kmodhookd.confine.limits import Limits, lowered
 from kmodhookd.confine.task import PIPE, Task
-from kmodhookd.confine.users import BUILD_USER, FORBIDDEN_UIDS, build_user
+from kmodhookd.confine.users import BUILD_USER, FORBIDDEN_UIDS, build_user, memory_of, sweep
+from kmodhookd.confine.users import lent as lent_users
 from kmodhookd.errors import Fault
 from kmodhookd.root import Root
 
@@ -97,12 +98,19 @@ class Cage:
         pipe at `PIPE`. `how` are the other arguments of `run.run`. Exit status: the command's, 128+N for signal N.
         A `Fault` when the cage itself fails.
         """
-        bounds: dict[str, Any] = {"writable": writable, "cwd": cwd, "binds": binds or {}, "network": network, "pipe": pipe}
+        bounds: dict[str, Any] = {
+            "writable": writable,
+            "cwd": cwd,
+            "binds": binds or {},
+            "network": network,
+            "pipe": pipe,
+        }
         bounds |= {"limits": limits or Limits(), "environment": run.environment(env), "seconds": timeout}
         command = self.command(argv, **bounds)
         lent = () if pipe is None else (pipe,)
         result = run.run(command, env=env, timeout=timeout, pass_fds=lent, **how)
-        if self.mechanism != NONE and (self.mechanism == "setuid" or result.killed or result.truncated):
+        if self.mechanism != NONE:
+            # Also where the mechanism does it: what a build hands out is looked at next, and may not change any more.
             users.end_all(self.uid)
         if self.mechanism == "unit" and systemd.refused(result):
             raise Fault(f"systemd did not start the unit of a build: {result.last_line}", hint="it is tried again")
@@ -148,7 +156,7 @@ def obstacle(root: Root, kind: str) -> str:
 def _obstacle(prefix: str, kind: str) -> str:
     root = Root(prefix)
     uid, gid = build_user(root)
-    proof = unit.PROOF if kind == "unit" else (":",)
+    proof = unit.PROOF if kind == "unit" else ("true",)
     task = Task(proof, root, uid, gid, environment=run.environment(), seconds=PROBE_TIMEOUT)
     return MECHANISMS[kind].obstacle(task, PROBE_TIMEOUT)
 
@@ -172,6 +180,20 @@ def confine(
 
 
 __all__ = [
-    *("AUTO", "BUILD_USER", "FORBIDDEN_UIDS", "MECHANISMS", "NONE", "PIPE", "Cage", "Limits"),
-    *("build_user", "cage", "confine", "mechanism", "obstacle"),
+    "AUTO",
+    "BUILD_USER",
+    "FORBIDDEN_UIDS",
+    "MECHANISMS",
+    "NONE",
+    "PIPE",
+    "Cage",
+    "Limits",
+    "build_user",
+    "cage",
+    "confine",
+    "lent_users",
+    "mechanism",
+    "memory_of",
+    "obstacle",
+    "sweep",
 ]

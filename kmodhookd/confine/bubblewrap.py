@@ -62,4 +62,4 @@ def _mounts(task: Task) -> list[str]:
 @cache  # what the machine allows does not change while we run
 def _strict(prefix: str, uid: int, gid: int) -> bool:
     """Whether further user namespaces can be forbidden inside."""
-    return run.run(_wrap(Task([":"], Root(prefix), uid, gid), True), timeout=20).ok
+    return run.run(_wrap(Task(["true"], Root(prefix), uid, gid), True), timeout=20).ok

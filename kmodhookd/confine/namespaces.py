@@ -20,7 +20,8 @@ root=$1 sys=$2 dev=$3 proc=$4 run=$5 tmp=$6
 shift 6
 [ "$root" = / ] && top= || top=$root
 [ -z "$top" ] || mount --rbind "$root" "$root"
-while read -r _ _ _ _ at _; do
+while read -r _ _ _ _ at options _; do
+    case $options in ro|ro,*) continue;; esac
     case $at in *\\*) at=$(printf '%b.' "$at"); at=${at%.};; esac
     case $at in "$sys"|"$sys"/*|"$dev"|"$dev"/*|"$proc"|"$proc"/*|"$root") continue;; esac
     [ -z "$run" ] || case $at in "$run"|"$run"/*) continue;; esac

@@ -51,9 +51,11 @@ class Task:
     def dropped(self) -> list[str]:
         """Become the build user in the root, for good.
 
-        chroot(1) changes root and user in one program, so the served root needs no setpriv of its own. The three
+        chroot(1) changes root and user in one program, so another root needs no setpriv of its own. The three
         capabilities that it needs stay in the bounding set only: nobody without privileges can gain them again.
         """
+        if self.root.is_host:
+            return self.dropped_here()
         kept = "--bounding-set=-all,+sys_chroot,+setuid,+setgid"
         return [
             *("setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", kept),

@@ -64,7 +64,7 @@ PROOF = ("cat", "/proc/self/status", "/proc/self/mountinfo", "/proc/net/dev")
 
 def _missing(proof: str) -> str:
     """What of the sandbox is not there, by what a command within it saw of itself."""
-    found = {name: value for name, value in re.findall(r"^(\w+):\s*(\S+)$", proof, re.MULTILINE)}
+    found = dict(re.findall(r"^(\w+):\s*(\S+)$", proof, re.MULTILINE))
     roots = [fields[5] for fields in map(str.split, proof.splitlines()) if len(fields) > 9 and fields[4] == "/"]
     interfaces = re.findall(r"^\s*(\S+):(?:\s+\d+){16}$", proof, re.MULTILINE)
     if found.get("NoNewPrivs") != "1" or found.get("CapBnd", "").strip("0"):

@@ -65,7 +65,9 @@ def end_all(uid: int) -> None:
     while processes := processes_of(uid):
         # All at once, by one that is the user itself: no fork can slip through between two of a list's entries. One of
         # them may do the same to this one; that leaves few, which are then killed by root, whom they cannot stop.
-        run.run(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "/bin/sh", "-c", _KILL], timeout=ENDING)
+        run.run(
+            ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "/bin/sh", "-c", _KILL], timeout=ENDING
+        )
         for pid in processes:
             _kill(pid, uid)
         if time.monotonic() > deadline:
@@ -84,20 +86,37 @@ def sweep() -> None:
                     _give_back(int(path.name), lock)
 
 
+def lent() -> set[int]:
+    """The users that are lent now, by any program of ours; without being root the caller."""
+    if os.geteuid() != 0:
+        return {os.getuid()}
+    return {int(path.name) for path in Path(DIRECTORY).glob("[1-9]*")}
+
+
 def processes_of(uid: int) -> list[int]:
     """Processes that have a user as any of their four uids. Those that only wait to be reaped do not count."""
-    numbers = (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
-    return [number for number in numbers if _belongs(number, uid)]
+    return [pid for pid in _all_processes() if _fields_of(pid, uid)]
 
 
-def _belongs(pid: int, uid: int) -> bool:
+def memory_of(uid: int) -> int:
+    """Bytes of memory that a user's processes have to themselves."""
+    kilobytes = (_fields_of(pid, uid).get("RssAnon", "0 kB") for pid in _all_processes())
+    return sum(int(text.split()[0]) for text in kilobytes) << 10
+
+
+def _all_processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+
+
+def _fields_of(pid: int, uid: int) -> dict[str, str]:
+    """The status of a process (proc(5)) if it is that user's and lives, else nothing."""
     try:
-        status = Path(f"/proc/{pid}/status").read_bytes()
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:
-        return False
-    fields = dict(line.split(b":", 1) for line in status.splitlines() if b":" in line)
-    dead = fields.get(b"State", b"").split()[:1] == [b"Z"] and fields.get(b"Threads", b"1").strip() == b"1"
-    return not dead and str(uid).encode() in fields.get(b"Uid", b"").split()
+        return {}
+    fields = {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    dead = fields.get("State", "").startswith("Z") and fields.get("Threads") == "1"
+    return fields if not dead and str(uid) in fields.get("Uid", "").split() else {}
 
 
 def _kill(pid: int, uid: int) -> None:
@@ -105,7 +124,7 @@ def _kill(pid: int, uid: int) -> None:
     with contextlib.suppress(OSError):
         handle = os.pidfd_open(pid)
         try:
-            if _belongs(pid, uid):
+            if _fields_of(pid, uid):
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
         finally:
             os.close(handle)

@@ -67,7 +67,9 @@ def read_conf(root: Root, settings: Settings, source: Source, kernels: Sequence[
         except Fault as fault:
             answers[kernel] = fault
     for kernel, answer in zip(
-        questions, dkmsbash.ask(root, list(questions.values())) if questions else (), strict=True
+        questions,
+        dkmsbash.ask(root, list(questions.values()), settings.build.sandbox) if questions else (),
+        strict=True,
     ):
         answers[kernel] = _placed(answer, questions[kernel])
     return {kernel: answers[kernel] for kernel in kernels}
