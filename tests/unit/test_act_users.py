@@ -14,13 +14,15 @@ from kmodhookd.errors import Fault
 from kmodhookd.root import Root
 
 ROOT = Root("/")
+NUMBER = 40000 + os.getpid() % 10000  # not that of another run of these tests at the same time
+OTHER = NUMBER - 100
 
 
 @pytest.fixture(autouse=True)
 def lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Lists of our own, or a build at the same time would be in the way."""
     monkeypatch.setattr(users, "DIRECTORY", str(tmp_path / "users"))
-    monkeypatch.setattr(users, "FALLBACK_UID", 64831)
+    monkeypatch.setattr(users, "FALLBACK_UID", NUMBER)
     yield tmp_path / "users"
 
 
@@ -113,16 +115,16 @@ def test_what_others_use_is_not_swept(lists: Path) -> None:
 
 def test_its_memory_is_counted() -> None:
     text = "x = bytearray(100 << 20); import time; print(flush=True); time.sleep(600)"
-    words = ["setpriv", "--reuid=64820", "--regid=64820", "--clear-groups", "/usr/bin/python3", "-I", "-c", text]
+    words = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", "/usr/bin/python3", "-I", "-c", text]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as big:
         assert big.stdout is not None and big.stdout.readline()
-        assert 100 << 20 <= users.memory_of(64820) < 200 << 20
+        assert 100 << 20 <= users.memory_of(OTHER) < 200 << 20
         big.kill()
-    assert users.memory_of(64820) == 0
+    assert users.memory_of(OTHER) == 0
 
 
 def test_one_that_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users, "ENDING", 0.1)
     monkeypatch.setattr(users, "processes_of", lambda _uid: [os.getpid()])
     with pytest.raises(Fault, match="do not end"):
-        users.end_all(64820)
+        users.end_all(OTHER)
