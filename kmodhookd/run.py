@@ -30,6 +30,7 @@ BASE_ENVIRONMENT: Mapping[str, str] = {
     "TERM": "dumb",
 }
 CAPTURE_LIMIT = 4 << 20  # bytes kept of a program's output; the rest is read and dropped
+WATCH_INTERVAL = 1.0  # seconds between two looks of whoever watches a program
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -44,11 +45,22 @@ class Result:
     timed_out: bool = False
     cancelled: bool = False
     truncated: bool = False
+    stopped: str = ""  # why whoever watched it had it killed
 
     @property
     def ok(self) -> bool:
         """Whether it ended by itself with status 0."""
-        return self.status == 0 and not self.timed_out and not self.cancelled
+        return self.status == 0 and not self.killed
+
+    @property
+    def killed(self) -> bool:
+        """Whether it did not end by itself, but we ended it."""
+        return self.timed_out or self.cancelled or bool(self.stopped)
+
+    @property
+    def last_line(self) -> str:
+        """The last line that it printed and that stands at the margin; how it ended when there is none."""
+        return next((line for line in reversed(self.output.splitlines()) if line[:1].strip()), self.sentence())
 
     def sentence(self) -> str:
         """How it ended, in words."""
@@ -56,6 +68,8 @@ class Result:
             return "cancelled"
         if self.timed_out:
             return f"killed: it took longer than {self.seconds:.0f} s"
+        if self.stopped:
+            return f"killed: {self.stopped}"
         if self.status < 0:
             return f"killed by {signal.Signals(-self.status).name}"
         if self.status == 127:
@@ -87,12 +101,14 @@ def run(
     cancel: threading.Event | None = None,
     pass_fds: Sequence[int] = (),
     on_output: Callable[[bytes], None] | None = None,
+    watch: Callable[[], str] | None = None,
     check: bool = False,
 ) -> Result:
     """Run a program to its end.
 
     `root` chroots it. `log` receives the output (at most `log_limit` bytes, more kills the program) instead of
-    `Result.output`, of which then only the tail is kept. `check` makes any end but status 0 a `Fault`.
+    `Result.output`, of which then only the tail is kept. `watch` is asked about once a second while it runs: a sentence
+    kills it, and is `Result.stopped`. `check` makes any end but status 0 a `Fault`.
     """
     command = within(root, argv) if root is not None else list(argv)
     started = time.monotonic()
@@ -111,7 +127,7 @@ def run(
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         result = Result(tuple(argv), 127, str(error), 0.0)
     else:
-        collector = _Collector(process, started + timeout, cancel, log, log_limit, on_output)
+        collector = _Collector(process, started + timeout, cancel, log, log_limit, on_output, watch)
         result = collector.collect(tuple(argv), stdin, started)
     if check and not result.ok:
         tail = result.output.strip().splitlines()[-1:] or [""]
@@ -146,6 +162,7 @@ class _Collector:
         log: IO[bytes] | None,
         log_limit: int,
         on_output: Callable[[bytes], None] | None,
+        watch: Callable[[], str] | None,
     ) -> None:
         self.process = process
         self.deadline = deadline
@@ -153,6 +170,9 @@ class _Collector:
         self.log = log
         self.log_limit = log_limit
         self.on_output = on_output
+        self.watch = watch
+        self.watched = time.monotonic()
+        self.stopped = ""
         self.kept = bytearray()
         self.written = 0
         self.truncated = False
@@ -171,16 +191,25 @@ class _Collector:
                 if self.log is not None and self.written > self.log_limit:
                     self.truncated = True
                     break
+                if self._unwanted():
+                    break
                 if not self._read_some():
                     break
         finally:
             # Also after a normal end: a child that daemonised itself within the session must not outlive the program.
-            status = self._end(kill=timed_out or cancelled or self.truncated)
+            status = self._end(kill=timed_out or cancelled or self.truncated or bool(self.stopped))
             if feeder is not None:
                 feeder.join(GRACE)
         output = self.kept.decode("utf-8", "replace")
         seconds = time.monotonic() - started
-        return Result(argv, status, output, seconds, timed_out, cancelled, self.truncated)
+        return Result(argv, status, output, seconds, timed_out, cancelled, self.truncated, self.stopped)
+
+    def _unwanted(self) -> bool:
+        """Whether whoever watches it wants it killed; asked at intervals, from the end of one look to the next."""
+        if self.watch is not None and time.monotonic() - self.watched > WATCH_INTERVAL:
+            self.stopped = self.watch()
+            self.watched = time.monotonic()
+        return bool(self.stopped)
 
     def _feed(self, stdin: bytes | None) -> threading.Thread | None:
         pipe = self.process.stdin

@@ -32,6 +32,10 @@ class Build(_Section):
     processes: int = Field(4096, ge=16, description="processes of the build user at once")
     output: int = Field(64, ge=1, description="MiB that one build may print")
     file_size: int = Field(2048, ge=1, description="MiB that one file of a build may have")
+    disk: int = Field(8192, ge=0, description="MiB that one build may take on disk; 0 = as much as there is")
+    sandbox: Literal["auto", "namespaces", "unit", "bubblewrap", "setuid"] = Field(
+        "auto", description="what confines builds; auto = the best that works here"
+    )
     nice: int = Field(10, ge=0, le=19, description="niceness of builds")
 
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Small modules built with real headers and a real compiler in a root."""
 
+import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,25 @@ def system() -> Iterator[Overlay]:
     """One root for all tests here: each uses a module of its own name."""
     with roots.overlay("engine") as overlay:
         yield overlay
+
+
+# A Makefile whose jobs tell when they begin and end; more of them than there are tokens, and longer than starting one.
+JOBS = (
+    "all: " + " ".join(f"job{number}" for number in range(6)) + "\n"
+    "job%:\n\t@echo JOB + $$(date +%s.%N); sleep 0.4; echo JOB - $$(date +%s.%N)\n"
+    ".PHONY: all\nall:\n"
+)
+
+
+def most_at_once(logs: Sequence[str]) -> int:
+    """How many of those jobs ran at the same time, over several logs."""
+    told = sorted((float(when), sign) for log in logs for sign, when in re.findall(r"^JOB ([+-]) (\S+)$", log, re.M))
+    assert len(told) == 2 * 6 * len(logs)
+    running = most = 0
+    for _, sign in told:
+        running += 1 if sign == "+" else -1
+        most = max(most, running)
+    return most
 
 
 class Bench:
@@ -65,7 +87,7 @@ class Bench:
         recipe: Recipe,
         kernel: Kernel,
         server: JobServer | None = None,
-        limits: dict[str, int] | None = None,
+        limits: Mapping[str, int | str] | None = None,
         sign: Sign | None = None,
     ) -> Built:
         """Build with this job server or one of its own; `limits` are settings of `[build]`."""
@@ -84,12 +106,12 @@ class Bench:
         *,
         files: dict[str, str],
         recipe: dict[str, object] | None = None,
-        **limits: int,
+        **limits: int | str,
     ) -> Failure:
         return self.fails_with(self.source(name, **files), self.recipe(name, kernel, **(recipe or {})), kernel, limits)
 
     def fails_with(
-        self, source: Source, recipe: Recipe, kernel: Kernel, limits: dict[str, int] | None = None
+        self, source: Source, recipe: Recipe, kernel: Kernel, limits: Mapping[str, int | str] | None = None
     ) -> Failure:
         """How a build fails; nothing is left of it."""
         with pytest.raises(BuildFailed) as caught:
@@ -99,6 +121,15 @@ class Bench:
 
     def workspaces(self) -> list[Path]:
         return list((self.root.prefix / "var/cache/kmodhookd/build").glob("*"))
+
+    def inhabitants(self) -> list[str]:
+        """Processes that live in the root, by what they are called."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if os.readlink(process / "root") == str(self.root.prefix):
+                    found.append((process / "comm").read_text().strip())
+        return found
 
 
 def nobody(_phase: str, _fraction: float) -> None:

@@ -5,7 +5,6 @@ Nothing outside the build's own directory is touched here; `stored.store_built` 
 Real DKMS builds all kernels of a version in one directory; here each build has its own.
 """
 
-import os
 import re
 import shlex
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from kmodhookd import run
 from kmodhookd.act import product, treeview
+from kmodhookd.act.bounds import Bounds
 from kmodhookd.act.compress import compress
 from kmodhookd.act.failures import BuildFailed, failed, from_os, from_result
 from kmodhookd.act.jobserver import JobServer
@@ -24,7 +24,7 @@ from kmodhookd.act.stored import Built, failure_log, keep_log, store_built
 from kmodhookd.act.toolchain import Toolchain, toolchain, which
 from kmodhookd.act.treeview import TreeView
 from kmodhookd.act.workspace import Workspace, prepare
-from kmodhookd.confine import Limits, build_user, confine, mechanism
+from kmodhookd.confine import PIPE, Cage, Limits, cage
 from kmodhookd.errors import Fault
 from kmodhookd.model import FailureClass, Kernel, Recipe, Source
 from kmodhookd.observe import dependencies, overlays
@@ -67,8 +67,8 @@ class _Build:
     cancel: threading.Event
     progress: Progress
     deadline: float
-    uid: int
-    gid: int
+    cage: Cage
+    bounds: Bounds
     compiled: int = 0  # files
 
 
@@ -89,9 +89,9 @@ def build(
     `progress` gets the phase (prepare, patch, pre-build, make, check, post-build) and the fraction done of the whole.
     """
     try:
-        with jobserver.slot(cancel):
+        with jobserver.slot(cancel), cage(root, settings.build.sandbox) as lent:
             started = time.monotonic()  # waiting for a processor is not part of the time that a build may take
-            return _build(root, settings, kernel, source, recipe, jobserver, cancel, progress, sign, started)
+            return _build(root, settings, kernel, source, recipe, jobserver, cancel, progress, sign, started, lent)
     except BuildFailed:
         raise
     except Fault as fault:
@@ -110,35 +110,36 @@ def _build(
     progress: Progress,
     sign: Sign | None,
     started: float,
+    cage: Cage,
 ) -> Built:
     progress("prepare", 0.0)
     try:
         tools = toolchain(root, source_directory(root, kernel))
     except Fault as fault:
         raise failed(recipe, FailureClass.COMPILER, fault.what, remedy=fault.hint) from None
-    uid, gid = (os.getuid(), os.getgid()) if os.getuid() else build_user(root)
     try:
-        workspace = prepare(root, source, recipe, uid, gid, environment=settings.dkms.build_environment)
+        workspace = prepare(root, source, recipe, cage.uid, cage.gid, environment=settings.dkms.build_environment)
     except OSError as error:
         raise from_os(recipe, error, "copying the source") from None
     kept = False
     log_path = workspace.path / "make.log"
     try:
         with MakeLog(log_path) as log:
-            cage = mechanism(root)
-            log.heading(recipe.module, recipe.version, recipe.kernel, recipe.arch, cage)
+            log.heading(recipe.module, recipe.version, recipe.kernel, recipe.arch, cage.description)
             deadline = started + settings.build.timeout
+            bounds = Bounds(workspace.path, cage.uid, settings.build.disk)
+            mounts = cage.mechanism not in UNMOUNTED
             view = treeview.prepare(
-                root, settings, source, recipe, workspace, mounts=cage not in UNMOUNTED, uid=uid, gid=gid
+                root, settings, source, recipe, workspace, mounts=mounts, uid=cage.uid, gid=cage.gid
             )
             work = _Build(
                 *(root, settings, kernel, recipe, workspace, tools, log, view, jobserver, cancel, progress, deadline),
-                *(uid, gid),
+                *(cage, bounds),
             )
             files, beside = _steps(work, sign)
         kept = True
         seconds = time.monotonic() - started
-        return Built(workspace, recipe.kernel, recipe.arch, files, log_path, seconds, cage, beside)
+        return Built(workspace, recipe.kernel, recipe.arch, files, log_path, seconds, cage.mechanism, beside)
     except BuildFailed as error:
         raise keep_log(root, error, log_path) from None
     except OSError as error:
@@ -209,7 +210,7 @@ def _make(work: _Build) -> None:
     work.progress("make", MAKE_SHARE[0])
     source = source_directory(work.root, work.kernel)
     text, parallel = make_command(work.settings, source, work.recipe, work.workspace.build_inside, work.tools)
-    shared = work.jobserver.environment() if parallel else {}
+    shared = work.jobserver.environment(PIPE, PIPE) if parallel else {}
     handed = {} if EXTRA_SYMBOLS in text else _symbols(work)
     result = _shell(work, "Building module(s)", text, {**shared, **handed}, on_output=lambda chunk: _count(work, chunk))
     if not result.ok:
@@ -256,7 +257,7 @@ def _products(work: _Build, sign: Sign | None) -> tuple[Path, ...]:
     files = []
     for module in modules:
         try:
-            accepted = product.accept(work.workspace, module, work.kernel, work.uid, largest, expected)
+            accepted = product.accept(work.workspace, module, work.kernel, work.cage.uid, largest, expected)
         except Fault as fault:
             work.log.line(f"\nError! {fault.what}")
             raise failed(work.recipe, FailureClass.PRODUCT, fault.what, remedy=fault.hint) from None
@@ -265,7 +266,7 @@ def _products(work: _Build, sign: Sign | None) -> tuple[Path, ...]:
         files.append(_compressed(work, accepted))
     if not files:
         raise failed(work.recipe, FailureClass.PRODUCT, "dkms.conf names no module for this kernel")
-    symvers = product.accept_symvers(work.workspace, work.uid)
+    symvers = product.accept_symvers(work.workspace, work.cage.uid)
     return (*files, *((symvers,) if symvers else ()))
 
 
@@ -334,11 +335,8 @@ def _run(
         "HOME": work.workspace.build_inside,
         **work.settings.invocation.of(recipe.module, recipe.version).assignments(),
     }
-    confined = confine(
+    result = work.cage.run(
         command,
-        root=work.root,
-        uid=work.uid,
-        gid=work.gid,
         writable=[work.workspace.build_inside],
         cwd=work.workspace.build_inside,
         binds={**work.view.binds, **_temporary(work)[1]},
@@ -349,16 +347,14 @@ def _run(
             cpu=limits.timeout,
             nice=limits.nice,
         ),
-    )
-    result = run.run(
-        confined,
         env={**names, **work.tools.environment, **(env or {})},
         timeout=max(1.0, work.deadline - time.monotonic()),
+        pipe=work.jobserver.pipe if env else None,
         log=work.log.file,
         log_limit=limits.output * MIB,
         cancel=work.cancel,
-        pass_fds=work.jobserver.descriptors if env else (),
         on_output=on_output,
+        watch=work.bounds,
     )
     work.log.end(result.status, "" if result.ok or result.status > 0 else result.sentence())
     return result
@@ -373,6 +369,8 @@ def _count(work: _Build, chunk: bytes) -> None:
 
 
 def _failure(work: _Build, result: run.Result, doing: str, fallback: FailureClass) -> BuildFailed:
+    if result.stopped:
+        return failed(work.recipe, work.bounds.cause, f"{doing} {result.stopped}", remedy=work.bounds.remedy)
     limit, directory = f"{work.settings.build.timeout} s", work.workspace.build_inside
     return from_result(work.recipe, result, doing, fallback, limit=limit, directory=directory)
 

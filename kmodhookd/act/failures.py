@@ -23,7 +23,10 @@ _SIGNS: tuple[tuple[FailureClass, str, str, str], ...] = (
     ),
     (
         FailureClass.KILLED,
-        r"[Cc]annot allocate memory|virtual memory exhausted|out of memory|Killed signal terminated program",
+        (
+            r"[Cc]annot allocate memory|virtual memory exhausted|[Oo]ut of memory|\bMemoryError\b|std::bad_alloc"
+            r"|Killed signal terminated program"
+        ),
         "it ran out of memory",
         "close programs or raise build.memory in /etc/kmodhookd/config.toml",
     ),
@@ -92,7 +95,10 @@ class BuildFailed(Fault):
 def failed(
     recipe: Recipe, cause: FailureClass, reason: str, *, remedy: str = "", line: str = "", log: str = ""
 ) -> BuildFailed:
-    """The error for a recipe. Attempts, fingerprint and retry are for whoever remembers it."""
+    """The error for a recipe. Attempts, fingerprint and retry are for whoever remembers it.
+
+    What a build printed is shown on terminals and sent over the bus: control characters do not get that far.
+    """
     return BuildFailed(
         Failure(
             module=recipe.module,
@@ -100,13 +106,18 @@ def failed(
             kernel=recipe.kernel,
             arch=recipe.arch,
             cause=cause,
-            reason=reason,
-            line=line,
+            reason=printable(reason),
+            line=printable(line),
             remedy=remedy,
             log=log,
             when=time.time(),
         )
     )
+
+
+def printable(text: str) -> str:
+    """One line of text without control characters."""
+    return "".join(each if each.isprintable() else " " if each.isspace() else "\ufffd" for each in text)
 
 
 def from_os(recipe: Recipe, error: OSError, doing: str) -> BuildFailed:

@@ -46,9 +46,18 @@ class JobServer:
         """What a make has to inherit."""
         return self._read, self._write
 
-    def environment(self) -> Mapping[str, str]:
-        """What tells a make about it. `-j` makes it a client at all; the number is only shown."""
-        return {"MAKEFLAGS": f" -j{self.tokens} --jobserver-auth={self._read},{self._write}"}
+    @property
+    def pipe(self) -> int:
+        """One descriptor of it, to be opened anew for both directions where descriptors are not inherited."""
+        return self._read
+
+    def environment(self, read: int = -1, write: int = -1) -> Mapping[str, str]:
+        """What tells a make about it, which finds the two ends at these descriptors; without, at ours.
+
+        `-j` makes it a client at all; the number is only shown. Descriptors are what every make knows: 4.3 has no FIFO.
+        """
+        ends = (self._read, self._write) if read < 0 else (read, write)
+        return {"MAKEFLAGS": f" -j{self.tokens} --jobserver-auth={ends[0]},{ends[1]}"}
 
     @contextlib.contextmanager
     def slot(self, cancel: threading.Event | None = None) -> Iterator[None]:

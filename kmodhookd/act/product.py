@@ -84,15 +84,29 @@ def _check_vermagic(name: str, info: ModuleInfo, kernel: Kernel, expected: str) 
 
 def take(top: Path, name: str, target: Path, owner: int, largest: int, *, smallest: int = MIN_SIZE) -> int:
     """Copy a file out of a directory of the build's through descriptors, no link followed below it. Its size in bytes."""
-    source = _open_below(top, name)
+    place = _open_below(top, name)
     try:
-        status = os.fstat(source)
+        status = os.fstat(place)
+        if stat.S_ISLNK(status.st_mode):
+            raise Fault(f"{name} is a link")
         if not stat.S_ISREG(status.st_mode):
             raise Fault(f"{name} is not a regular file")
         if status.st_uid != owner:
             raise Fault(f"{name} does not belong to the build")
         if not smallest <= status.st_size <= largest:
             raise Fault(f"{name} has {status.st_size} bytes")
+        _copy(place, target)
+    finally:
+        os.close(place)
+    if target.stat().st_size != status.st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    return status.st_size
+
+
+def _copy(place: int, target: Path) -> None:
+    """Copy what a descriptor that only names a file (O_PATH) leads to: nothing else can have its name by now."""
+    source = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
         copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             copy_content(source, copy)
@@ -100,13 +114,13 @@ def take(top: Path, name: str, target: Path, owner: int, largest: int, *, smalle
             os.close(copy)
     finally:
         os.close(source)
-    if target.stat().st_size != status.st_size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-    return status.st_size
 
 
 def _open_below(top: Path, name: str) -> int:
-    """Open a file below a directory by its components, each of which must be what it looks like."""
+    """A descriptor that names a file below a directory by its components, each of which must be what it looks like.
+
+    It is not opened yet, whatever it is: opening a FIFO waits for a writer, and opening a device may do something.
+    """
     *directories, last = name.split("/")
     fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -114,8 +128,7 @@ def _open_below(top: Path, name: str) -> int:
             child = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             os.close(fd)
             fd = child
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        return os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+        return os.open(last, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
     except OSError as error:
         if error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and (top / name).parent.is_symlink()):
             raise Fault(f"{name} is a link") from None

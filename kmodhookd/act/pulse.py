@@ -17,10 +17,10 @@ Activity = frozenset[tuple[int, int]]  # process, clock ticks that it has used
 
 
 class Pulse:
-    """Calls `beat` in a thread of its own, every `interval` seconds in which a process of `uid` did something."""
+    """Calls `beat` in a thread of its own, every `interval` seconds in which a process of one of `users()` did something."""
 
-    def __init__(self, uid: int, beat: Callable[[], None], interval: float = INTERVAL) -> None:
-        self._uid = uid
+    def __init__(self, users: Callable[[], set[int]], beat: Callable[[], None], interval: float = INTERVAL) -> None:
+        self._users = users
         self._beat = beat
         self._interval = interval
         self._over = threading.Event()
@@ -35,22 +35,22 @@ class Pulse:
         self._thread.join()
 
     def _watch(self) -> None:
-        before = activity(self._uid)
+        before = activity(self._users())
         while not self._over.wait(self._interval):
-            now = activity(self._uid)
+            now = activity(self._users())
             if now != before:
                 self._beat()
             before = now
 
 
-def activity(uid: int) -> Activity:
-    """The processes of a user, each with the processor time that it has used (proc(5): fields 14 and 15 of stat)."""
+def activity(users: set[int]) -> Activity:
+    """The processes of some users, each with the processor time that it has used (proc(5): fields 14 and 15 of stat)."""
     found = set()
     for name in os.listdir("/proc"):
         if not name.isdecimal():
             continue
         with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended meanwhile
-            if os.stat(f"/proc/{name}").st_uid != uid:
+            if os.stat(f"/proc/{name}").st_uid not in users:
                 continue
             with open(f"/proc/{name}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()

@@ -22,7 +22,7 @@ from kmodhookd.act.rounds import Attempt, Round
 from kmodhookd.act.scripts import Kind, run_script
 from kmodhookd.act.sign import Signer, Tokens
 from kmodhookd.act.stored import store_built
-from kmodhookd.confine import build_user
+from kmodhookd.confine import lent_users
 from kmodhookd.errors import Fault, Internal
 from kmodhookd.model import (
     Action,
@@ -152,7 +152,7 @@ class Work:
         if not builds:
             return
         server = JobServer(self.settings.jobs)
-        pulse = Pulse(build_user(self.root)[0], self.jobs.beat)
+        pulse = Pulse(lent_users, self.jobs.beat)
         with server, pulse, ThreadPoolExecutor(max_workers=server.tokens) as pool:
             futures: dict[Future[None], Action] = {}
             for kernel in builds:

@@ -5,15 +5,11 @@ On a machine that systemd runs they get a transient unit of their own, so that t
 and need not be wide enough for them. In another root, or without systemd, they are started directly.
 """
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 
-from kmodhookd import run
+from kmodhookd import run, systemd
 from kmodhookd.root import Root
 
-SYSTEMD = "/run/systemd/system"  # sd_booted(3)
-UNAVAILABLE = re.compile(r"^Failed to (?:connect to bus|create bus|start transient service unit)", re.MULTILINE)
 _ENTER = 'cd -- "$1" && shift && exec "$@"'
 
 
@@ -26,16 +22,11 @@ def run_apart(
     cwd: str = "/",
 ) -> run.Result:
     """Run a program as root in the root, in a unit of its own where that is possible. `cwd` is inside the root."""
-    if root.is_host and _systemd_serves(root):
-        variables = [f"--setenv={name}={value}" for name, value in run.environment(env).items()]
-        limits = [f"--property=RuntimeMaxSec={timeout:.0f}", f"--working-directory={cwd}"]
-        unit = ["systemd-run", "--wait", "--pipe", "--collect", "--quiet", *limits, *variables, "--", *argv]
+    if systemd.serves(root):
+        options = [f"--setenv={name}={value}" for name, value in run.environment(env).items()]
+        options.append(f"--working-directory={cwd}")
+        unit = systemd.transient(argv, [f"RuntimeMaxSec={timeout:.0f}"], options)
         result = run.run(unit, timeout=timeout + 10)
-        if result.status != 127 and not UNAVAILABLE.search(result.output):
+        if not systemd.refused(result):
             return result
     return run.run(["/bin/sh", "-c", _ENTER, "sh", cwd, *argv], root=root, env=env, timeout=timeout)
-
-
-def _systemd_serves(root: Root, first: str = "/proc/1/root/") -> bool:
-    """Whether a systemd runs this very root. In a chroot with the host's /run (arch-chroot) its units are the host's."""
-    return os.path.isdir(SYSTEMD) and not root.is_chroot(first)

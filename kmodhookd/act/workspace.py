@@ -21,7 +21,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kmodhookd import store
+from kmodhookd import confine, store
+from kmodhookd.act.bounds import need_room
 from kmodhookd.errors import Fault
 from kmodhookd.model import Recipe, Source
 from kmodhookd.root import Root
@@ -84,6 +85,7 @@ def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int, *, e
     origin = root.resolve(source.directory or source.path)
     workspace = empty(root, recipe)
     try:
+        need_room(recipe, origin, workspace.path)
         workspace.build.mkdir(mode=0o755)
         temporary = workspace.path / "tmp"
         temporary.mkdir(mode=0o700)
@@ -121,7 +123,8 @@ def empty(root: Root, recipe: Recipe) -> Workspace:
 
 
 def sweep(root: Root) -> None:
-    """Remove what builds left that were killed with their process: nobody holds a lock on those directories any more."""
+    """End and remove what builds left that were killed with their process: nobody holds a lock on it any more."""
+    confine.sweep()
     now = time.time()
     for path in _entries(root.resolve(DIRECTORY)):
         with contextlib.suppress(OSError):

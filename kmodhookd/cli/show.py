@@ -224,6 +224,13 @@ def _log(arguments: argparse.Namespace) -> int:
 
 
 def _print_file(path: Path) -> None:
+    """As it is; to a terminal without what would be commands to it, since a build may print anything."""
+    if sys.stdout.isatty():
+        with path.open(encoding="utf-8", errors="backslashreplace", newline="") as text:
+            while piece := text.read(1 << 16):
+                shown = (each if each.isprintable() or each in "\n\t" else f"\\x{ord(each):02x}" for each in piece)
+                sys.stdout.write("".join(shown))
+        return
     with path.open("rb") as file:
         while chunk := file.read(1 << 16):
             sys.stdout.buffer.write(chunk)

@@ -104,8 +104,10 @@ class Question:
     files: tuple[str, ...]
 
 
-def ask(root: Root, questions: Sequence[Question], names: Sequence[str] = DIRECTIVES) -> list[Conf | Fault]:
-    """What Bash makes of each question, in the same order: the values of `names`."""
+def ask(
+    root: Root, questions: Sequence[Question], names: Sequence[str] = DIRECTIVES, *, sandbox: str = confine.AUTO
+) -> list[Conf | Fault]:
+    """What Bash makes of each question, in the same order: the values of `names`. `sandbox` is what policy says."""
     bash = next((path for path in ("/bin/bash", "/usr/bin/bash") if root.resolve(path).is_file()), "")
     if not bash:
         fault = Fault("this file needs Bash, which is not there", hint="install bash")
@@ -114,11 +116,12 @@ def ask(root: Root, questions: Sequence[Question], names: Sequence[str] = DIRECT
     for question in questions:
         settings = [f"{name}={value}" for name, value in question.variables.items()]
         argv += [str(len(settings)), str(len(question.files)), *settings, *question.files]
-    uid, gid = confine.build_user(root)
     limits = confine.Limits(file_size=FILE_SIZE, cpu=int(TIMEOUT), memory=MEMORY)
-    result = run.run(
-        confine.confine(argv, root=root, uid=uid, gid=gid, limits=limits), timeout=TIMEOUT, stdout_only=True
-    )
+    try:
+        with confine.cage(root, sandbox) as cage:
+            result = cage.run(argv, limits=limits, timeout=TIMEOUT, stdout_only=True)
+    except Fault as fault:
+        return [fault for _ in questions]
     return _answers(result, [question.files[0] for question in questions], names)
 
 

@@ -45,7 +45,9 @@ def read_conf(
         except Fault as fault:
             answers[kernel] = fault
     for kernel, answer in zip(
-        questions, dkmsbash.ask(root, list(questions.values())) if questions else (), strict=True
+        questions,
+        dkmsbash.ask(root, list(questions.values()), sandbox=settings.build.sandbox) if questions else (),
+        strict=True,
     ):
         answers[kernel] = placed(answer, questions[kernel])
     return {kernel: _directed(answers[kernel], asked) for kernel in kernels}

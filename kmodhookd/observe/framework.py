@@ -88,7 +88,7 @@ def load(root: Root, config: str = "", environment: Mapping[str, str] | None = N
             "verbose": "",
             "symlink_modules": "",
         }
-        said = _evaluate(root, reading.paths, variables, NAMES, reading.problems)
+        said = _evaluate(root, reading.paths, variables, NAMES, reading.problems, reading.settings.build.sandbox)
         for name in NAMES:
             if said.get(name) and said[name] != variables.get(name):
                 _take(reading, name, said[name])
@@ -107,7 +107,9 @@ def signing_values(root: Root, settings: Settings, release: str, arch: str) -> t
     if paths:
         from kmodhookd.observe.dkmsconf import kernel_variables
 
-        said = _evaluate(root, paths, kernel_variables(root, settings, (release, arch)), SIGNING, [])
+        said = _evaluate(
+            root, paths, kernel_variables(root, settings, (release, arch)), SIGNING, [], settings.build.sandbox
+        )
     given = settings.dkms.sign_file, settings.dkms.mok_signing_key, settings.dkms.mok_certificate
     sign_file, key, certificate = (said.get(name) or value for name, value in zip(SIGNING, given, strict=True))
     return sign_file, key, certificate
@@ -151,7 +153,12 @@ def _says_something(root: Root, inside: str) -> bool:
 
 
 def _evaluate(
-    root: Root, paths: Sequence[str], variables: Mapping[str, str], names: Sequence[str], problems: list[str]
+    root: Root,
+    paths: Sequence[str],
+    variables: Mapping[str, str],
+    names: Sequence[str],
+    problems: list[str],
+    sandbox: str,
 ) -> dict[str, str]:
     """What the files say of `names`. One that cannot be read is a problem, and the others count without it."""
     from kmodhookd.observe import conffile, dkmsbash
@@ -165,7 +172,7 @@ def _evaluate(
         try:
             answer = conffile.static(files, question, names)
         except Undecidable:
-            answer = conffile.placed(dkmsbash.ask(root, [question], names)[0], question)
+            answer = conffile.placed(dkmsbash.ask(root, [question], names, sandbox=sandbox)[0], question)
         except Fault as fault:
             answer = fault
         if not isinstance(answer, Fault):

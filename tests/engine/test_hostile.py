@@ -2,100 +2,113 @@
 """Hostile builds in each of the cages: contained, explained, bounded in time; and what is left of a killed one."""
 
 import os
+import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from builds import Bench, bench, k2, nobody, read, system
+from builds import JOBS, Bench, bench, k2, most_at_once, nobody, read, system
+from hostile import ALL, MARK
 
 from kmodhookd import confine
 from kmodhookd.act import install
 from kmodhookd.act.build import BuildFailed, build
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.model import FailureClass, Kernel
+from kmodhookd.settings import Build
 
 pytestmark = pytest.mark.engine
 
 __all__ = ["bench", "k2", "system"]  # fixtures
 
+MECHANISMS = ["namespaces", "bubblewrap", "setuid"]  # of a root that systemd does not run
 
-@pytest.fixture(params=["namespaces", "setuid"])
-def cage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each mechanism that builds can be confined by."""
-    if request.param == "setuid":
-        monkeypatch.setattr(confine, "_probe", lambda _prefix: ("setuid", True))
+
+@pytest.fixture(params=MECHANISMS)
+def cage(request: pytest.FixtureRequest, bench: Bench) -> str:
+    """Each mechanism that builds of another root can be confined by, as policy names it."""
+    (bench.root.prefix / "etc/shadow").touch(mode=0o600)
+    assert not confine.obstacle(bench.root, request.param)
     return str(request.param)
 
 
-HOSTILE = {
-    "writes": "touch /usr/src/ours /etc/ours /usr/lib/modules/ours /var/lib/dkms/ours; true",
-    "secret": "cat /etc/shadow > tiny.ko; ln -sf /etc/shadow tiny.ko",
-    "fifo": "mkfifo tiny.ko",
-    "sparse": "truncate -s 10G tiny.ko",
-    "hardlink": "ln /etc/shadow tiny.ko || ln /etc/passwd tiny.ko",
-    "device": "mknod tiny.ko c 1 5; dd if=/dev/zero of=tiny.ko bs=1 count=0",
-    "network": "bash -c 'echo > /dev/tcp/127.0.0.1/22' && cp /bin/true tiny.ko",
-}
-
-
-@pytest.mark.parametrize("what", list(HOSTILE))
-def test_a_hostile_makefile_is_contained(bench: Bench, k2: Kernel, cage: str, what: str) -> None:
-    name = f"hostile-{what}-{cage}"
-    (bench.root.prefix / "etc/shadow").touch(mode=0o600)
-    failure = bench.fails(name, k2, files={}, recipe={"make": HOSTILE[what]}, file_size=64)
-    assert failure.cause in (FailureClass.PRODUCT, FailureClass.SOURCE, FailureClass.KILLED)
+@pytest.mark.parametrize("what", ALL)
+def test_a_hostile_build_is_contained_and_explained(bench: Bench, k2: Kernel, cage: str, what: str) -> None:
+    hostile = ALL[what]
+    name = f"hostile-{what.replace(' ', '-')}-{cage}"
+    failure = bench.fails(name, k2, files={}, recipe={"make": hostile.make}, sandbox=cage, **hostile.limits)
+    assert failure.cause is hostile.cause, f"{failure.reason}: {failure.line}"
+    assert re.search(hostile.says, failure.reason), failure.reason
+    log = bench.root.resolve(failure.log).read_bytes()
+    assert f"# confined by: {cage}".encode() in log and len(log) < 4 << 20
+    for text in (failure.reason, failure.line, failure.remedy):
+        assert text.isprintable(), "what people and programs are shown"
     for place in ("usr/src", "etc", "usr/lib/modules", "var/lib/dkms"):
         assert not (bench.root.prefix / place / "ours").exists()
+    assert not [one for one in Path("/proc").glob("[0-9]*/cmdline") if MARK.encode() in read(one)]
+    assert not bench.inhabitants()
 
 
-def test_one_that_never_ends_and_ignores_signals(bench: Bench, k2: Kernel, cage: str) -> None:
-    started = time.monotonic()
-    command = "trap '' TERM INT HUP; while :; do sleep 0.2; done"
-    failure = bench.fails(f"endless-{cage}", k2, files={}, recipe={"make": command}, timeout=2)
-    assert failure.cause is FailureClass.TIMEOUT
-    assert time.monotonic() - started < 10
+def test_a_sandbox_that_does_not_work_is_a_failure(bench: Bench, k2: Kernel) -> None:
+    """Nothing is built in a weaker one than policy wants."""
+    failure = bench.fails("no-unit", k2, files={}, recipe={"make": "touch /etc/ours"}, sandbox="unit")
+    assert "'unit' does not work here: no systemd runs this root" in failure.reason
+    assert "build.sandbox" in failure.remedy
+    assert not (bench.root.prefix / "etc/ours").exists()
 
 
-def test_one_that_prints_without_end(bench: Bench, k2: Kernel, cage: str) -> None:
-    failure = bench.fails(f"talker-{cage}", k2, files={}, recipe={"make": "yes"}, output=1)
-    assert failure.cause is FailureClass.KILLED and "printed" in failure.reason
-    assert bench.root.resolve(failure.log).stat().st_size < 4 << 20
+def test_a_good_build_in_each(bench: Bench, k2: Kernel, cage: str) -> None:
+    name = f"good-{cage}"
+    built = bench.build(bench.source(name), bench.recipe(name, k2), k2, limits={"sandbox": cage})
+    assert built.mechanism == cage and [path.name for path in built.files][:1] == [f"tiny_{name}.ko"]
+    built.workspace.remove()
 
 
-def test_one_that_forks_without_end(bench: Bench, k2: Kernel, cage: str) -> None:
-    command = "f() { f | f & }; f; sleep 30"
-    failure = bench.fails(f"forker-{cage}", k2, files={}, recipe={"make": command}, processes=50, timeout=3)
-    assert failure.cause in (FailureClass.TIMEOUT, FailureClass.SOURCE, FailureClass.KILLED, FailureClass.PRODUCT)
+def test_builds_side_by_side_share_the_tokens(bench: Bench, k2: Kernel, cage: str) -> None:
+    names = [f"jobs{number}-{cage}" for number in range(3)]
+    make = "make -f jobs.mk all"
+    more = JOBS + "\t$(MAKE) -C /lib/modules/$(KERNELRELEASE)/build M=$(CURDIR)\n"
+    sources = [bench.source(name, **{"jobs.mk": more}) for name in names]
+    limits = {"sandbox": cage}
+
+    def one(number: int) -> str:
+        recipe = bench.recipe(names[number], k2, make=make)
+        built = bench.build(sources[number], recipe, k2, server, limits)
+        log = built.log.read_text()
+        built.workspace.remove()
+        return log
+
+    with JobServer(2) as server, ThreadPoolExecutor(3) as pool:
+        assert most_at_once(list(pool.map(one, range(3)))) == 2, "all are used, and no more"
 
 
-def test_one_that_leaves_a_daemon(bench: Bench, k2: Kernel) -> None:
-    mark = "16.18033"
-    bench.fails("daemon", k2, files={}, recipe={"make": f"setsid sleep {mark} >/dev/null 2>&1 & true"})
-    assert not [one for one in Path("/proc").glob("[0-9]*/cmdline") if mark.encode() in read(one)]
-
-
-def test_cancelled_in_the_middle(bench: Bench, k2: Kernel) -> None:
-    source = bench.source("cancelled")
+def test_cancelled_in_the_middle(bench: Bench, k2: Kernel, cage: str) -> None:
+    name = f"cancelled-{cage}"
+    source = bench.source(name)
+    settings = bench.settings.model_copy(update={"build": Build.model_validate({"sandbox": cage})})
     cancel = threading.Event()
     threading.Timer(1.0, cancel.set).start()
     started = time.monotonic()
     with JobServer() as server, pytest.raises(BuildFailed) as caught:
-        recipe = bench.recipe("cancelled", k2, make="sleep 60")
-        build(bench.root, bench.settings, k2, source, recipe, jobserver=server, cancel=cancel, progress=nobody)
+        recipe = bench.recipe(name, k2, make="trap '' TERM; setsid sleep 600 & sleep 600")
+        build(bench.root, settings, k2, source, recipe, jobserver=server, cancel=cancel, progress=nobody)
     assert caught.value.failure.cause is FailureClass.CANCELLED
-    assert time.monotonic() - started < 8 and not bench.workspaces()
+    assert time.monotonic() - started < 60 and not bench.workspaces() and not bench.inhabitants()
 
 
-def test_what_a_killed_worker_left_is_swept(bench: Bench, k2: Kernel) -> None:
-    source = bench.source("orphaned")
-    recipe = bench.recipe("orphaned", k2, make="sleep 60")
+def test_what_a_killed_worker_left_is_swept(bench: Bench, k2: Kernel, cage: str) -> None:
+    name, mark = f"orphaned-{cage}", "600.25"
+    source = bench.source(name)
+    recipe = bench.recipe(name, k2, make=f"trap '' TERM; setsid sleep {mark} & sleep {mark}")
+    settings = bench.settings.model_copy(update={"build": Build.model_validate({"sandbox": cage})})
     pid = os.fork()
     if not pid:
         with JobServer() as server:
             build(
                 bench.root,
-                bench.settings,
+                settings,
                 k2,
                 source,
                 recipe,
@@ -118,4 +131,5 @@ def test_what_a_killed_worker_left_is_swept(bench: Bench, k2: Kernel) -> None:
     while bench.workspaces() and time.monotonic() < deadline:
         install.recover(bench.root, bench.settings)
         time.sleep(0.2)
-    assert not bench.workspaces()
+    assert not bench.workspaces() and not bench.inhabitants()
+    assert not [one for one in Path("/proc").glob("[0-9]*/cmdline") if mark.encode() in read(one)]
