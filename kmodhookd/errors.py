@@ -38,6 +38,10 @@ class InvalidArgument(Fault):
     exit_code = 3
 
 
+class AlreadyThere(InvalidArgument):
+    """What is to be made exists."""
+
+
 class AccessDenied(Fault):
     """The caller may not do this."""
 

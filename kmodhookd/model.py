@@ -183,6 +183,7 @@ class Record(Noun):
     mechanism: str = ""  # the sandbox that was used
     log: str = ""
     by_hand: bool = False  # a person's explicit verb put it there
+    for_headers: bool = False  # … when there were only headers: that there is no kernel is no reason to take it out
 
 
 class FailureClass(StrEnum):
@@ -198,6 +199,7 @@ class FailureClass(StrEnum):
     TIMEOUT = "time-out"
     KILLED = "killed"
     CANCELLED = "cancelled"
+    PRE_INSTALL = "pre-install"  # the script of that name forbade it
     INSTALL = "install"
     INTERNAL = "internal"
 

@@ -81,6 +81,12 @@ class Dkms(_Section):
     continue_on_error: bool = True  # of `common.postinst` only
 
 
+class FrontEnd(_Section):
+    """How our `dkms` speaks: the section `[dkms]`."""
+
+    status: Literal["3.4", "3.0"] = Field("3.4", description="the DKMS whose `status` lines and version are printed")
+
+
 class Invocation(_Section):
     """What one call of `dkms` or `kmodhookctl` asks for beyond the files: nothing of it is remembered."""
 
@@ -90,6 +96,7 @@ class Invocation(_Section):
     kernel_config: str = ""  # --config
     depmod: bool = True  # --no-depmod
     force: bool = False  # also over failing PRE_INSTALL, missing BUILD_DEPENDS and the in-tree comparison
+    over_in_tree: bool = False  # --force-version-override: over the in-tree comparison alone
 
 
 class Settings(BaseModel):
@@ -105,11 +112,19 @@ class Settings(BaseModel):
     dkms_tree: str = "/var/lib/dkms"
     install_tree: str = "/usr/lib/modules"
     dkms: Dkms = Dkms()
+    front_end: FrontEnd = FrontEnd()
     invocation: Invocation = Invocation()
     problems: tuple[str, ...] = ()
 
 
-SECTIONS: dict[str, type[_Section]] = {"build": Build, "hooks": Hooks, "watch": Watch, "policy": Policy}
+SECTIONS: dict[str, type[_Section]] = {
+    "build": Build,
+    "hooks": Hooks,
+    "watch": Watch,
+    "policy": Policy,
+    "dkms": FrontEnd,
+}
+FIELDS = {"dkms": "front_end"}  # `Settings.dkms` is what framework.conf says
 
 
 def load(root: Root, config: str = "") -> Settings:
@@ -119,7 +134,7 @@ def load(root: Root, config: str = "") -> Settings:
     for path in _files(root, config):
         for section, values in _read(path, problems).items():
             merged[section].update(values)
-    sections = {name: SECTIONS[name].model_validate(values) for name, values in merged.items()}
+    sections = {FIELDS.get(name, name): SECTIONS[name].model_validate(values) for name, values in merged.items()}
     trees = _dkms_trees(root, problems)
     return Settings.model_validate({**sections, **trees, "problems": tuple(problems)})
 

@@ -42,6 +42,20 @@ def add(root: Root, settings: Settings, source: Source) -> None:
     store.sync_directory(directory)
 
 
+def found(root: Root, module: str, version: str) -> bool:
+    """Whether we registered a version by ourselves because its source was there, and nobody has said `add` since."""
+    return decisions.state_path(root, "found", module, version).exists()
+
+
+def mark_found(root: Root, module: str, version: str, *, by_ourselves: bool) -> None:
+    """Remember who registered it."""
+    path = decisions.state_path(root, "found", module, version)
+    if by_ourselves:
+        store.write_atomic(path, b"")
+    elif path.exists():
+        store.discard(path)
+
+
 def unbuild(root: Root, settings: Settings, cell: decisions.Cell) -> None:
     """Take what was built for one kernel out of the DKMS tree, with our record of it. The module tree is not touched.
 
@@ -77,6 +91,7 @@ def remove(root: Root, settings: Settings, module: str, version: str) -> None:
             )
     if directory.is_dir():
         shutil.rmtree(directory)
+    mark_found(root, module, version, by_ourselves=False)
     with contextlib.suppress(OSError):
         directory.parent.rmdir()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from kmodhookd import store
-from kmodhookd.act import clean, debts, initramfs, install, registry
+from kmodhookd.act import clean, debts, initramfs, install, journal, registry
 from kmodhookd.act.build import build
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.depmod import depmod
@@ -24,6 +24,7 @@ from kmodhookd.model import (
     Action,
     ActionKind,
     FailureClass,
+    HeadersState,
     Inventory,
     Kernel,
     Placement,
@@ -258,10 +259,11 @@ class Work:
         with self._apart(_name(action), faults.append):
             sentence = run_script(self.root, self.settings, placement.recipe, kind)
             self.notes += [sentence] if sentence else []
-        if faults and kind == "pre_install":
-            self.jobs.fail_install(action, placement, faults[0], FailureClass.SCRIPT)
+        if faults and kind == "pre_install" and not self.settings.invocation.force:
+            self.jobs.fail_install(action, placement, faults[0], FailureClass.PRE_INSTALL)
             return False
-        self.problems += [str(fault) for fault in faults]
+        told = self.notes if kind == "pre_install" else self.problems
+        told += [str(fault) for fault in faults]
         return True
 
     def _install(self, now: Round, action: Action) -> bool:
@@ -274,6 +276,7 @@ class Work:
             self._dirty.add(action.kernel)
             by_hand = action.by_hand or done.by_hand
             update = {"installed_fingerprint": done.fingerprint, "installed": time.time(), "by_hand": by_hand}
+            update["for_headers"] = kernel.headers.state is HeadersState.ALONE  # a person's word: no plan says so
             decisions.save_record(self.root, done.model_copy(update=update))
             decisions.forget(self.root, "failures", _cell(action))
         if faults:
@@ -288,6 +291,9 @@ class Work:
             if now is not None and now.waits_for_dependency(kernel):
                 continue
             self._dirty.discard(kernel)
+            if not self.settings.invocation.depmod:
+                journal.index_made(self.root, kernel)  # whoever says --no-depmod runs it himself
+                continue
             with self._apart(kernel), engine_lock(self.root, self.settings, on_wait=self.notes.append):
                 depmod(self.root, kernel)
 
@@ -323,6 +329,8 @@ class Work:
         match action.kind:
             case ActionKind.ADD:
                 registry.add(self.root, self.settings, now.sources[action.module, action.version])
+                by_ourselves = bool(action.reason)  # an explicit verb needs none
+                registry.mark_found(self.root, action.module, action.version, by_ourselves=by_ourselves)
             case ActionKind.UNINSTALL:
                 self.notes += install.uninstall(self.root, self.settings, now.kernel(action), *cell[:2], cell[3])
                 self._dirty.add(action.kernel)

@@ -19,6 +19,7 @@ from kmodhookd.act import ownership
 from kmodhookd.act.failures import BuildFailed, from_os
 from kmodhookd.act.workspace import Workspace, copy_content
 from kmodhookd.model import FailureClass, Recipe, Source
+from kmodhookd.observe import decisions
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -89,6 +90,34 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
     finally:
         built.workspace.remove()
     return f"{settings.dkms_tree}/{recipe.module}/{recipe.version}/{recipe.kernel}/{recipe.arch}/log/make.log"
+
+
+def store_loaded(root: Root, settings: Settings, cell: decisions.Cell, directory: Path) -> None:
+    """Put what an archive holds of a build (`module/`, `log/`, `.dep_*`) into the DKMS tree, in place of what is there.
+
+    The caller holds the engine lock, and has seen that there is nothing else in it than regular files.
+    """
+    module, version, release, arch = cell
+    kernel = root.resolve(settings.dkms_tree) / module / version / release
+    kernel.mkdir(parents=True, exist_ok=True)
+    ownership.adopt(root, settings, f"{root.inside(root.modules)}/{release}", cell)
+    staged = Path(tempfile.mkdtemp(prefix=f".tmp_{arch}_", dir=kernel))
+    try:
+        os.chmod(staged, 0o755)
+        for name in ("module", "log"):
+            (staged / name).mkdir()
+        for file in sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()):
+            relative = file.relative_to(directory)
+            if relative.parent.name in ("", "module", "log") and len(relative.parts) <= 2:
+                _copy_synced(file, staged / relative)
+        store.sync_directory(staged)
+        _replace(staged, kernel / arch)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    record = decisions.record(root, cell)
+    if record is not None:  # what lies there now is of other inputs than ours
+        decisions.save_record(root, record.model_copy(update={"fingerprint": ""}))
 
 
 def sweep(root: Root, settings: Settings, *, dry: bool = False) -> bool:

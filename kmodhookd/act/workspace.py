@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,11 +78,11 @@ def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int) -> W
         os.chmod(path, 0o711)
         workspace.accepted.mkdir(mode=0o700)
         workspace.build.mkdir(mode=0o755)
-        sources = _copy_tree(origin, workspace.build, uid, gid)
+        sources = copy_tree(origin, workspace.build, uid, gid)
         overlay = root.resolve(f"/etc/dkms/{recipe.module}/patches")
         if overlay.is_dir():
             (workspace.build / "patches").mkdir(exist_ok=True)
-            _copy_tree(overlay, workspace.build / "patches", uid, gid)
+            copy_tree(overlay, workspace.build / "patches", uid, gid)
     except BaseException:
         workspace.remove()
         raise
@@ -111,30 +111,31 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def _copy_tree(origin: Path, target: Path, uid: int, gid: int) -> int:
+def copy_tree(origin: Path, target: Path, uid: int, gid: int, *, hidden: bool = True) -> int:
     """Copy files, directories and links (as links, never what they lead to). Number of .c files copied.
 
     Anything else (a FIFO, a socket, a device) is left out: no source is made of those. Times are kept, since make goes
-    by them; of the modes only who may execute.
+    by them; of the modes only who may execute. `hidden`: also what is hidden at the top.
     """
     fd = os.open(origin, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return sum(_copy_directory(fd, target, uid, gid, MAX_DEPTH))
+        names = [name for name in os.listdir(fd) if hidden or not name.startswith(".")]
+        return sum(_copy_directory(fd, names, target, uid, gid, MAX_DEPTH))
     finally:
         os.close(fd)
 
 
-def _copy_directory(fd: int, target: Path, uid: int, gid: int, depth: int) -> Iterator[int]:
+def _copy_directory(fd: int, names: Iterable[str], target: Path, uid: int, gid: int, depth: int) -> Iterator[int]:
     if not depth:
         raise Fault(f"more than {MAX_DEPTH} directories deep", where=str(target))
-    for name in os.listdir(fd):
+    for name in names:
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         path = target / name
         if stat.S_ISDIR(status.st_mode):
             path.mkdir(exist_ok=True)
             child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             try:
-                yield from _copy_directory(child, path, uid, gid, depth - 1)
+                yield from _copy_directory(child, os.listdir(child), path, uid, gid, depth - 1)
             finally:
                 os.close(child)
         elif stat.S_ISREG(status.st_mode):

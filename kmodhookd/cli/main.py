@@ -101,24 +101,54 @@ def _asking(verbs: "argparse._SubParsersAction[Parser]") -> None:
         verb.add_argument("--timeout", metavar="SECONDS", type=float, default=0.0, help="wait no longer than this")
 
 
+ENGINE = (
+    *("add", "build", "install", "uninstall", "unbuild", "remove"),
+    *("autoinstall", "match", "mktarball", "ldtarball"),
+)
+
+
 def _engine(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    from kmodhookd.cli.options import add_build_options
+
     words = {
-        "add": "register a module's source, and take back an earlier removal",
+        "add": "register a module's source, a source tree or an archive, and take back an earlier removal",
         "build": "build a module for kernels",
         "install": "build if needed and install a module on kernels",
         "uninstall": "take a module out of kernels' trees; it is not put back until asked for",
         "unbuild": "uninstall a module and forget what was built of it",
         "remove": "uninstall a module everywhere and forget it; its source stays",
+        "autoinstall": "build and install what is registered and says AUTOINSTALL, also what failed before",
+        "match": "install on a kernel what is installed on another",
+        "mktarball": "pack a module's source and what is built of it",
+        "ldtarball": "load an archive of mktarball, or any with a dkms.conf",
     }
-    for name, text in words.items():
-        verb = _verb(verbs, name, text)
-        _module(verb)
-        verb.add_argument(
-            "-k", "--kernel", metavar="KERNEL", action="append", default=[], help="repeatable; default: all"
-        )
+    for name in ENGINE:
+        verb = _verb(verbs, name, words[name])
+        if name == "ldtarball":
+            verb.add_argument("archive", metavar="ARCHIVE")
+        elif name != "autoinstall":
+            _module(verb, optional=name == "match")
+        if name == "match":
+            verb.add_argument(
+                "--templatekernel", metavar="KERNEL", required=True, help="the kernel that is the example"
+            )
+            verb.add_argument(
+                "-k", "--kernel", metavar="KERNEL", action="append", required=True, help="the kernel to serve"
+            )
+        elif name != "ldtarball":
+            text = "repeatable; default: all"
+            verb.add_argument("-k", "--kernel", metavar="KERNEL", action="append", default=[], help=text)
         verb.add_argument("--root", metavar="DIR", default="/", help="work on the system in DIR")
-        if name in ("build", "install"):
-            verb.add_argument("--force", action="store_true", help="also when it is there already")
+        if name == "mktarball":
+            verb.add_argument("--archive", metavar="FILE", default="", help="its name, or where it goes")
+            verb.add_argument("--source-only", action="store_true", help="the source alone")
+            verb.add_argument("--binaries-only", action="store_true", help="without the source")
+        elif name in ("build", "install", "autoinstall", "match"):
+            add_build_options(verb)
+        elif name in ("add", "ldtarball"):
+            verb.add_argument("--force", action="store_true", help="over what is there already")
+        else:
+            verb.add_argument("--no-depmod", action="store_true", help="leave the index of modules alone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +183,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     """Hand over to the module that does the verb; imported only now, so that every start is fast."""
     if arguments.verb == "hook":
         return int(arguments.run(arguments))
-    if arguments.verb in ("add", "build", "install", "uninstall", "unbuild", "remove"):
+    if arguments.verb in ENGINE:
         from kmodhookd.cli import verbs
 
         return verbs.run(arguments)

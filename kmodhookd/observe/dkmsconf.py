@@ -53,8 +53,13 @@ class _Files:
         return tree
 
 
-def read_conf(root: Root, settings: Settings, source: Source, kernels: Sequence[Kernel]) -> dict[Kernel, Conf | Fault]:
-    """The directives of a source for each (release, architecture), or why they cannot be had. Runs no code as root."""
+def read_conf(
+    root: Root, settings: Settings, source: Source, kernels: Sequence[Kernel], *, bash: bool = True
+) -> dict[Kernel, Conf | Fault]:
+    """The directives of a source for each (release, architecture), or why they cannot be had. Runs no code as root.
+
+    Without `bash` no code of a package is run at all; what only Bash could tell is a `Fault` then.
+    """
     files = _Files(root)
     answers: dict[Kernel, Conf | Fault] = {}
     questions: dict[Kernel, dkmsbash.Question] = {}
@@ -63,7 +68,10 @@ def read_conf(root: Root, settings: Settings, source: Source, kernels: Sequence[
             question = dkmsbash.Question(_variables(root, settings, source, kernel), _paths(files, source, kernel))
             answers[kernel] = _static(files, question)
         except Undecidable:
-            questions[kernel] = question
+            if bash:
+                questions[kernel] = question
+            else:
+                answers[kernel] = Fault("only Bash can tell", where=f"{source.path}/dkms.conf")
         except Fault as fault:
             answers[kernel] = fault
     for kernel, answer in zip(

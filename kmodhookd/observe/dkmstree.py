@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kmodhookd.errors import InvalidArgument
 from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH
-from kmodhookd.observe import elf
+from kmodhookd.observe.names import module_name
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -43,6 +43,7 @@ class DkmsTree:
     versions: dict[tuple[str, str], Version] = field(default_factory=dict)  # by module and version
     active: dict[tuple[str, str, str], str] = field(default_factory=dict)  # module, release, arch → version
     originals: dict[tuple[str, str, str], tuple[str, ...]] = field(default_factory=dict)  # archived in-tree modules
+    without_source: tuple[tuple[str, str], ...] = ()  # versions of which nothing but a directory is there
     problems: tuple[str, ...] = ()
 
 
@@ -58,6 +59,7 @@ class _Reader:
         self.versions: dict[tuple[str, str], Version] = {}
         self.active: dict[tuple[str, str, str], str] = {}
         self.originals: dict[tuple[str, str, str], tuple[str, ...]] = {}
+        self.without_source: list[tuple[str, str]] = []
         self.problems: list[str] = []
 
     def read(self) -> DkmsTree:
@@ -71,7 +73,7 @@ class _Reader:
                     f"{self.tree}/{module}/kernel-{release}-{arch}: it leads to {version}, which is not built"
                 )
                 del self.active[module, release, arch]
-        return DkmsTree(self.versions, self.active, self.originals, tuple(self.problems))
+        return DkmsTree(self.versions, self.active, self.originals, tuple(self.without_source), tuple(self.problems))
 
     def _module(self, module: str) -> None:
         directory = f"{self.tree}/{module}"
@@ -109,6 +111,7 @@ class _Reader:
         if source or built:
             self.versions[module, version] = Version(module, version, directory, source, exists, built)
         else:
+            self.without_source.append((module, version))
             self.problems.append(f"{directory}: neither a source nor anything built; DKMS does not know it either")
 
     def _source(self, inside: str) -> tuple[str, bool]:
@@ -136,7 +139,7 @@ class _Reader:
                 yield (release, arch), self._modules(store)
 
     def _modules(self, directory: str) -> tuple[str, ...]:
-        return tuple(f"{directory}/{name}" for name, _ in self._entries(directory) if elf.module_name(name))
+        return tuple(f"{directory}/{name}" for name, _ in self._entries(directory) if module_name(name))
 
     def _originals(self, module: str, directory: str) -> None:
         for release, _ in self._entries(directory):

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from elftools.common.exceptions import ELFError
 from elftools.common.utils import struct_parse
@@ -28,6 +28,9 @@ from elftools.construct.lib.container import Container
 from elftools.elf.elffile import ELFFile
 
 from kmodhookd.errors import Fault
+from kmodhookd.observe.names import SUFFIXES as SUFFIXES
+from kmodhookd.observe.names import compression as compression
+from kmodhookd.observe.names import module_name as module_name
 from kmodhookd.run import run
 
 # The largest modules in use (nvidia.ko, not stripped) have about 100 MiB. Only sections of them are read.
@@ -40,7 +43,6 @@ MAX_SIGNATURE = 1 << 16
 SHF_COMPRESSED = 1 << 11
 SIGNATURE_MAGIC = b"~Module signature appended~\n"  # include/linux/module_signature.h
 COMMON_NAME = bytes.fromhex("0603550403")  # the object identifier 2.5.4.3 in DER
-SUFFIXES: dict[str, Literal["", "gz", "xz", "zst"]] = {".ko": "", ".ko.gz": "gz", ".ko.xz": "xz", ".ko.zst": "zst"}
 MACHINES: dict[str, tuple[str, str]] = {  # e_machine → (`uname -m` for 32 bits, for 64 bits)
     "EM_386": ("i686", "i686"),
     "EM_X86_64": ("x86_64", "x86_64"),
@@ -81,20 +83,6 @@ class ModuleInfo:
     def release(self) -> str:
         """The kernel release it was built for: the first word of vermagic."""
         return self.vermagic.partition(" ")[0]
-
-
-def module_name(filename: str) -> str:
-    """The name without directory, `.ko` and compression suffix; "" when it is not a module's file name."""
-    base = filename.rpartition("/")[2]
-    for suffix in SUFFIXES:
-        if base.endswith(suffix):
-            return base[: -len(suffix)]
-    return ""
-
-
-def compression(filename: str) -> Literal["", "gz", "xz", "zst"]:
-    """The compression that a module's file name stands for."""
-    return next((kind for suffix, kind in SUFFIXES.items() if kind and filename.endswith(suffix)), "")
 
 
 def read_module(path: Path) -> ModuleInfo:

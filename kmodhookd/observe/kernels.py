@@ -254,7 +254,9 @@ def running_release(root: Root, proc: str = "/proc", signs: Sequence[str] = CONT
         if b"container=" in Path(f"{proc}/1/environ").read_bytes():
             return ""
         first = os.stat(f"{proc}/1/root/")
-    except OSError:
+    except PermissionError:
         return os.uname().release  # only root may ask; others are not in a chroot that could mislead root
+    except OSError:
+        return ""  # no /proc: a chroot in which an image is made
     here = root.prefix.stat()
     return os.uname().release if (first.st_dev, first.st_ino) == (here.st_dev, here.st_ino) else ""

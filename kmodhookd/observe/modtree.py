@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kmodhookd.errors import InvalidArgument
-from kmodhookd.observe import elf
+from kmodhookd.observe import names
 from kmodhookd.root import Root
 
 NOT_MODULES = ("build", "source")  # the way to the headers
@@ -36,7 +36,7 @@ class Survey:
 
 def module_name(name: str) -> str:
     """A module's name as the kernel has it: dashes are underscores (modprobe(8)). Takes names with `.ko` as well."""
-    return (elf.module_name(name) or name).replace("-", "_")
+    return (names.module_name(name) or name).replace("-", "_")
 
 
 def walk(root: Root, tree: str) -> Mapping[str, list[Found]]:
@@ -57,7 +57,7 @@ def survey(root: Root, tree: str) -> Survey:
             youngest = max(youngest, entry.stat(follow_symlinks=False).st_ctime)
         if is_directory:
             continue
-        name = elf.module_name(entry.name)
+        name = names.module_name(entry.name)
         if name and (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
             link = _target(root, inside) if entry.is_symlink() else ""
             modules.setdefault(module_name(name), []).append(Found(inside, link))

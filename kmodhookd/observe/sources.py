@@ -134,6 +134,8 @@ def _on_disk(root: Root, settings: Settings, problems: list[str]) -> dict[tuple[
         problems.append(f"{settings.source_tree}: {error.strerror}; what it holds counts as unchanged")
         return {}
     for raw in names:
+        if raw.startswith(b"."):
+            continue  # neither DKMS's nor ours to build; one that is being copied there
         conf = os.path.join(os.fsencode(top), raw, b"dkms.conf")
         try:
             name = raw.decode("utf-8")

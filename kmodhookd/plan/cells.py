@@ -68,6 +68,13 @@ def is_installed(placement: Placement) -> bool:
     return bool(stored) and all(installed.get(module) == digest for module, digest in stored.items())
 
 
+def is_for_headers(placement: Placement, kernel: Kernel) -> bool:
+    """Whether a person put it there for headers alone: as long as they are there, no missing kernel takes it away."""
+    record = placement.record
+    by_word = record is not None and record.for_headers and bool(record.files)
+    return by_word and kernel.headers.state is HeadersState.ALONE
+
+
 def is_current(placement: Placement) -> bool:
     """Whether what is installed was made from the inputs as they are now, as far as that can be told."""
     record = placement.record

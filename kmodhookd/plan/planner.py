@@ -205,7 +205,8 @@ def _work(picture: _Picture, rebuild: Sequence[Target], now: float) -> _Work:
         kernel = picture.kernels[placement.kernel]
         source = picture.sources[placement.module, placement.version]
         if kernel.leaving:
-            if not kernel.running:  # its modules may still be asked for; the next boot sees to them
+            # The running kernel's modules may still be asked for; the next boot sees to them.
+            if not kernel.running and not cells.is_for_headers(placement, kernel):
                 work.removals += _retire(placement, "its kernel was removed")
         elif source.gone:
             work.removals += _retire_source(picture, placement)
@@ -348,8 +349,10 @@ def _removals(picture: _Picture) -> Iterable[Action]:
                 reason = "its source package was removed"
                 yield Action(kind=kind, module=module, version=version, kernel=kernel, arch=arch, reason=reason)
     yield from _deregistrations(picture)
+    everywhere = picture.inventory.placements
+    kept = {one.kernel for one in everywhere if cells.is_for_headers(one, picture.kernels[one.kernel])}
     for one in picture.inventory.kernels:
-        if one.leaving and not one.running:
+        if one.leaving and not one.running and one.release not in kept:
             yield Action(kind=ActionKind.CLEAN, kernel=one.release)
 
 

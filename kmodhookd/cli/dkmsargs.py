@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line of `dkms`, as DKMS 3.4 reads it (dkms.8): options and verb in any order, `--o v`, `--o=v`, `-k=v`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from kmodhookd.cli.options import add_build_options
+
+VERBS = (
+    *("add", "remove", "build", "unbuild", "install", "uninstall", "match", "mktarball", "ldtarball", "status"),
+    *("autoinstall", "generate_mok", "kernel_preinst", "kernel_postinst", "kernel_prerm"),
+)
+# DKMS takes every option that begins with one of these for it.
+PREFIXES = (
+    *("--module", "--kernelver", "--templatekernel", "--dkmstree", "--sourcetree", "--installtree", "--config"),
+    *("--archive", "--arch", "--kernelsourcedir", "--directive"),
+)
+DEPRECATED = ("--no-initrd", "--no-clean-kernel", "--no-prepare-kernel")
+
+
+class Refused(Exception):
+    """A command line that is not one: DKMS's exit code, and a sentence."""
+
+    def __init__(self, code: int, sentence: str, *, usage: bool = False) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.usage = usage
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with DKMS's exit code for an option that there is not."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refused(2, message, usage=True)
+
+
+@dataclass
+class Arguments:
+    """A command line, understood."""
+
+    options: argparse.Namespace
+    verb: str = ""
+    module: str = ""
+    version: str = ""
+    kernels: list[tuple[str, str]] = field(default_factory=list)  # release, architecture ("" = the kernel's own)
+    arch: str = ""  # where no kernel was named
+    tree: str = ""  # a source tree to add
+    archive: str = ""
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def all(self) -> bool:
+        """Whether every kernel for which something is built is meant."""
+        return bool(self.options.all)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options. What the other words mean, `parse` finds out."""
+    top = Parser(
+        prog="dkms",
+        usage="dkms [verb] [options] [MODULE[/VERSION] | SOURCE-TREE | dkms.conf | ARCHIVE]",
+        description=f"Verbs: {', '.join(VERBS)}.",
+        epilog="See kmodhookd-dkms(8), which also says where this dkms differs on purpose.",
+        allow_abbrev=False,
+    )
+    top.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    top.add_argument("-m", "--module", metavar="M[/V]", default="", help="the module, and its version")
+    top.add_argument("-v", dest="version", metavar="V", default="", help="the version of the module")
+    top.add_argument("-k", "--kernelver", metavar="K[/A]", action="append", default=[], help="a kernel; repeatable")
+    top.add_argument("-a", "--arch", metavar="A", action="append", default=[], help="its architecture; repeatable")
+    top.add_argument("--all", action="store_true", help="every kernel for which the module is built")
+    top.add_argument("--templatekernel", metavar="K", default="", help="match: the kernel that is the example")
+    top.add_argument("--archive", metavar="FILE", default="", help="mktarball, ldtarball: the archive")
+    top.add_argument("--source-only", action="store_true", help="mktarball: the source alone")
+    top.add_argument("--binaries-only", action="store_true", help="mktarball: without the source")
+    add_build_options(top)
+    top.add_argument("--dkmstree", dest="dkms_tree", metavar="DIR", default="", help="instead of /var/lib/dkms")
+    top.add_argument("--sourcetree", dest="source_tree", metavar="DIR", default="", help="instead of /usr/src")
+    top.add_argument("--installtree", dest="install_tree", metavar="DIR", default="", help="instead of /lib/modules")
+    top.add_argument("--rpm_safe_upgrade", action="store_true", help="add, remove: for the scriptlets of RPM packages")
+    top.add_argument("-q", "--quiet", action="store_true", help="say nothing")
+    top.add_argument("--verbose", action="store_true", help="show what the compiler says")
+    top.add_argument("--debug", action="store_true", help="as --verbose")
+    top.add_argument("-V", action="store_true", dest="print_version", help="print the version that this dkms speaks as")
+    top.add_argument("--version", action="store_true", dest="print_version", help=argparse.SUPPRESS)
+    for name in DEPRECATED:
+        top.add_argument(name, action="append_const", dest="deprecated", const=name, help=argparse.SUPPRESS)
+    return top
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """The command line, understood and checked; `Refused` as DKMS refuses it."""
+    options = parser().parse_intermixed_args([_full(word) for word in argv])
+    found = Arguments(options)
+    found.module, found.version = _module(options.module)
+    found.version = options.version or found.version
+    found.archive = options.archive
+    for word in options.words:
+        _positional(found, word)
+    _check(found)
+    releases = [given.partition("/")[0] for given in options.kernelver]
+    archs = [*_given_archs(options)]
+    if len(archs) == 1:
+        archs *= max(1, len(releases))
+    archs += [""] * (len(releases) - len(archs))
+    found.kernels = list(zip(releases, archs, strict=False))
+    found.arch = archs[0] if archs else ""
+    return found
+
+
+def _given_archs(options: argparse.Namespace) -> list[str]:
+    """Architectures, of `-k K/A` and of `-a`."""
+    return [given.partition("/")[2] for given in options.kernelver if "/" in given] + list(options.arch)
+
+
+def _full(word: str) -> str:
+    """An option by its full name: DKMS takes `--kernelversion=K` for `--kernelver=K`."""
+    name, equals, value = word.partition("=")
+    prefix = next((known for known in PREFIXES if name.startswith(known)), "")
+    return f"{prefix}{equals}{value}" if prefix else word
+
+
+def _module(given: str) -> tuple[str, str]:
+    module, _, version = given.partition("/")
+    return module, version
+
+
+def _positional(found: Arguments, word: str) -> None:
+    """What a word means, in DKMS's order: a verb, a dkms.conf, a source tree, an archive, a module."""
+    if word in VERBS:
+        if found.verb:
+            raise Refused(4, "more than one action was given")
+        found.verb = word
+    elif os.path.isfile(word) and word.endswith("dkms.conf"):
+        found.tree = os.path.dirname(word) or "."
+    elif os.path.isdir(word) and os.path.isfile(os.path.join(word, "dkms.conf")):
+        found.tree = word
+    elif os.path.isfile(word):
+        found.archive = word
+    elif not found.module:
+        found.module, version = _module(word)
+        found.version = version or found.version
+    else:
+        found.unknown.append(word)
+
+
+def _check(found: Arguments) -> None:
+    options = found.options
+    if options.source_only and options.binaries_only:
+        raise Refused(8, "both --binaries-only and --source-only were given")
+    archs = _given_archs(options)
+    if len(archs) > 1 and len(archs) != len(options.kernelver):
+        raise Refused(1, "as many architectures as kernels, or one, must be given")
+    if options.all and options.kernelver:
+        raise Refused(2, "a kernel and --all cannot both be given")
+    if options.all and archs:
+        raise Refused(3, "an architecture and --all cannot both be given")
+
+
+def print_usage() -> None:
+    """The one line of how it is called, on standard error."""
+    parser().print_usage(sys.stderr)
+
+
+def complain(sentence: str) -> None:
+    """An error, as those who watch for DKMS's know it."""
+    print(f"Error! {sentence}", file=sys.stderr)
+
+
+def warn(sentence: str) -> None:
+    """Something that stops nothing."""
+    print(f"Warning: {sentence}", file=sys.stderr)

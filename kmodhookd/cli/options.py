@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `dkms` and the engine's verbs of `kmodhookctl` share: options that say how one call is meant."""
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from kmodhookd.root import Root
+
+if TYPE_CHECKING:
+    from kmodhookd.settings import Settings
+
+
+def add_build_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what builds or installs, under DKMS's names."""
+    parser.add_argument("-c", dest="conf", metavar="FILE", default="", help="read this instead of the dkms.conf")
+    parser.add_argument(
+        "--directive", metavar="NAME=VALUE", action="append", default=[], help="set a directive after all files"
+    )
+    parser.add_argument("--config", metavar="FILE", default="", help="the kernel's configuration")
+    parser.add_argument("--kernelsourcedir", metavar="DIR", default="", help="the kernel's headers")
+    parser.add_argument("--force", action="store_true", help="also when it is there, or something speaks against it")
+    parser.add_argument(
+        "--force-version-override", action="store_true", help="also over a newer module of the kernel's own"
+    )
+    parser.add_argument("--no-depmod", action="store_true", help="leave the index of modules alone")
+    parser.add_argument(
+        "--modprobe-on-install", action="store_true", help="load what was installed, if this kernel runs"
+    )
+    parser.add_argument("--symlink-modules", action="store_true", help="install links into the DKMS tree")
+    parser.add_argument("-j", metavar="NUMBER", type=int, default=None, help="compilers at once; 0 = one per processor")
+
+
+def settings_for(root: Root, arguments: argparse.Namespace) -> "Settings":
+    """The settings of a root with the options of a call over them. Options that a verb does not have say nothing."""
+    from kmodhookd import settings
+
+    loaded = settings.load(root)
+
+    def option(name: str) -> str:
+        return str(getattr(arguments, name, "") or "")
+
+    def flag(name: str) -> bool:
+        return bool(getattr(arguments, name, False))
+
+    invocation = loaded.invocation.model_copy(
+        update={
+            "conf": _path(option("conf")),
+            "directives": tuple(getattr(arguments, "directive", ())),
+            "kernel_source_dir": _path(option("kernelsourcedir")),
+            "kernel_config": _path(option("config")),
+            "depmod": not flag("no_depmod"),
+            "force": flag("force"),
+            "over_in_tree": flag("force_version_override") or flag("rpm_safe_upgrade"),
+        }
+    )
+    dkms = loaded.dkms.model_copy(
+        update={
+            "symlink_modules": loaded.dkms.symlink_modules or flag("symlink_modules"),
+            "modprobe_on_install": loaded.dkms.modprobe_on_install or flag("modprobe_on_install"),
+            "verbose": loaded.dkms.verbose or flag("verbose"),
+        }
+    )
+    changes: dict[str, object] = {"invocation": invocation, "dkms": dkms}
+    jobs = getattr(arguments, "j", None)
+    if jobs is not None:
+        changes["build"] = loaded.build.model_copy(update={"jobs": max(0, jobs)})
+        changes["dkms"] = dkms.model_copy(update={"parallel_jobs": max(0, jobs)})
+    for tree in ("dkms_tree", "source_tree", "install_tree"):
+        if option(tree):
+            changes[tree] = _path(option(tree))
+    return loaded.model_copy(update=changes)
+
+
+def _path(given: str) -> str:
+    return os.path.abspath(given) if given else ""

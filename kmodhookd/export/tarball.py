@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`mktarball`: a version's source and what was built of it in one archive that DKMS's `ldtarball` takes as well.
+
+./dkms_main_tree/KERNEL/ARCH/{module,log}/…   what is built, for each kernel that was asked for
+./dkms_source_tree/…                          the source without hidden files at its top, or
+./dkms_binaries_only/{PACKAGE_NAME,PACKAGE_VERSION,dkms.conf}
+"""
+
+import io
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from kmodhookd.errors import Fault
+from kmodhookd.observe.dkmstree import Version
+from kmodhookd.root import Root
+from kmodhookd.run import run
+
+LONGEST = 200  # characters of the list of kernels in a name
+ZSTD = (".zst", ".tzst")
+
+Target = tuple[str, str]  # kernel release, architecture
+
+
+def tarball_name(version: Version, kernels: Sequence[Target]) -> str:
+    """The name that DKMS gives it; without kernels it is one of the source alone."""
+    listed = "-".join(f"kernel{release}-{arch}" for release, arch in kernels) or "source-only"
+    if len(listed) >= LONGEST:
+        listed = "manykernels"
+    return f"{version.module}-{version.version}-{listed}.dkms.tar.gz"
+
+
+def make_tarball(
+    root: Root, version: Version, kernels: Sequence[Target], target: Path, *, source: bool, binaries_only: bool
+) -> None:
+    """Write the archive to `target`, whole or not at all, compressed as its name says."""
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent, delete=False) as file:
+            temporary = Path(file.name)
+            _write(root, version, kernels, target, file, source=source, binaries_only=binaries_only)
+        if target.suffix in ZSTD:
+            plain, temporary = temporary, temporary.with_name(f"{temporary.name}.zst")
+            run(["zstd", "-q", "--rm", "-o", str(temporary), "--", str(plain)], timeout=600, check=True)
+        temporary.chmod(0o644)
+        temporary.rename(target)
+    except OSError as error:
+        raise Fault(f"the tarball could not be made: {error.strerror or error}", where=str(target)) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _write(
+    root: Root,
+    version: Version,
+    kernels: Sequence[Target],
+    target: Path,
+    file: IO[bytes],
+    *,
+    source: bool,
+    binaries_only: bool,
+) -> None:
+    with _opened(target.suffix, file) as tar:
+        _directory(tar, ".")
+        _directory(tar, "./dkms_main_tree")
+        for release, arch in kernels:
+            directory = root.resolve(f"{version.directory}/{release}/{arch}")
+            _directory(tar, f"./dkms_main_tree/{release}")
+            tar.add(directory, f"./dkms_main_tree/{release}/{arch}", filter=_as_root)
+        if binaries_only:
+            _directory(tar, "./dkms_binaries_only")
+            _text(tar, "./dkms_binaries_only/PACKAGE_NAME", f"{version.module}\n")
+            _text(tar, "./dkms_binaries_only/PACKAGE_VERSION", f"{version.version}\n")
+            conf = root.resolve(f"{version.directory}/source/dkms.conf")
+            tar.add(conf, "./dkms_binaries_only/dkms.conf", filter=_as_root)
+        elif source:
+            _directory(tar, "./dkms_source_tree")
+            for entry in sorted(root.resolve(f"{version.directory}/source").iterdir()):
+                if not entry.name.startswith("."):
+                    tar.add(entry, f"./dkms_source_tree/{entry.name}", filter=_as_root)
+
+
+def _opened(suffix: str, file: IO[bytes]) -> tarfile.TarFile:
+    """An archive to be written, compressed as a suffix says (zstd: when it is done)."""
+    match suffix:
+        case ".gz" | ".tgz":
+            return tarfile.open(fileobj=file, mode="w:gz", format=tarfile.GNU_FORMAT)
+        case ".bz2":
+            return tarfile.open(fileobj=file, mode="w:bz2", format=tarfile.GNU_FORMAT)
+        case ".xz" | ".txz":
+            return tarfile.open(fileobj=file, mode="w:xz", format=tarfile.GNU_FORMAT)
+    return tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT)
+
+
+def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Nobody's in particular; what is no file, directory or link is no part of a source."""
+    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+        return None
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
+
+
+def _directory(tar: tarfile.TarFile, name: str) -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.mode, member.mtime = tarfile.DIRTYPE, 0o755, int(time.time())
+    tar.addfile(_as_root(member) or member)
+
+
+def _text(tar: tarfile.TarFile, name: str, text: str) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime = len(text.encode()), int(time.time())
+    tar.addfile(_as_root(member) or member, io.BytesIO(text.encode()))

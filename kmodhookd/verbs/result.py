@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a verb came to: sentences for a person, and for each failure a class that an exit code can be made of."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kmodhookd.model import FailureClass
+
+
+class Obstacle(StrEnum):
+    """Why something was not even tried; what was tried and failed has a `FailureClass`."""
+
+    CONF = "dkms.conf"  # the source or its dkms.conf cannot be used
+    EXCLUDED = "excluded"  # dkms.conf says that it is not for this kernel
+    HEADERS = "missing-headers"
+    DEPENDENCY = "missing-dependency"
+    IN_TREE = "in-tree"  # the kernel's own module is the same or newer
+    KERNEL = "no-such-kernel"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One thing that did not come out. `module` and `kernel` are "" where it concerns neither."""
+
+    sentence: str
+    cause: FailureClass | Obstacle = Obstacle.OTHER
+    module: str = ""
+    kernel: str = ""
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb came to: what failed, what else a person may want to know, and whether something waits."""
+
+    failed: tuple[Failed, ...] = ()
+    notes: tuple[str, ...] = ()
+    waits: bool = False  # for headers, a kernel or another module
+
+    def joined(self, other: "Result") -> "Result":
+        """Both."""
+        return Result(
+            tuple(dict.fromkeys([*self.failed, *other.failed])),
+            tuple(dict.fromkeys([*self.notes, *other.notes])),
+            self.waits or other.waits,
+        )
+
+
+@dataclass(frozen=True)
+class Autoinstalled:
+    """What `autoinstall` came to on one kernel, each as MODULE/VERSION."""
+
+    kernel: str
+    installed: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # not for this kernel, or the kernel's own is the same or newer
+    deferred: tuple[str, ...] = ()  # another module must come first, which nobody has added
+    result: Result = Result()  # what failed; `Failed.module` is MODULE/VERSION

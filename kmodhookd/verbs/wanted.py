@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an explicit `build` or `install` asks for on one kernel. Pure: an inventory goes in, actions come out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kmodhookd.model import Action, ActionKind, HeadersState, Inventory, Kernel, Placement, Source
+from kmodhookd.plan import cells, planner
+from kmodhookd.verbs.result import Failed, Obstacle, Result
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person wants done to each kernel."""
+
+    install: bool
+    force: bool = False  # again although it is there, and whatever BUILD_DEPENDS or the kernel's own module say
+    over_in_tree: bool = False  # whatever the kernel's own module says
+    by_hand: bool = False  # an older version than there is: it is to stay
+    named: bool = True  # the kernel was named: what stands in the way is a failure, else a note
+
+    def action(self, kind: ActionKind, placement: Placement) -> Action:
+        """An action that was asked for."""
+        return planner.act(kind, placement, planner.ASKED).model_copy(update={"by_hand": self.by_hand})
+
+
+def kernel_of(inventory: Inventory, placement: Placement) -> Kernel:
+    """The kernel that a placement is on."""
+    return next(one for one in inventory.kernels if one.release == placement.kernel)
+
+
+def registration(source: Source) -> list[Action]:
+    """What makes DKMS's tree know a source."""
+    if source.registered:
+        return []
+    return [Action(kind=ActionKind.ADD, module=source.module, version=source.version)]
+
+
+def wanted(inventory: Inventory, placement: Placement, asked: Asked) -> tuple[list[Action], Result]:
+    """What to do for one kernel. An explicit verb serves a kernel of which only the headers are there as well."""
+    kernel = kernel_of(inventory, placement)
+    if not asked.named and (kernel.leaving or kernel.headers.state is HeadersState.ALONE):
+        return [], Result()
+    actions = needed(placement, asked)
+    if not actions:
+        done = "installed" if asked.install else "built"
+        return [], Result(notes=(f"{placement.kernel}: already {done}",))
+    builds = any(action.kind is ActionKind.BUILD for action in actions)
+    standing = obstacle(inventory, kernel, placement, asked, builds=builds)
+    if standing is None:
+        return actions, Result()
+    waits = standing.cause in (Obstacle.HEADERS, Obstacle.DEPENDENCY)
+    if asked.named or placement.recipe is None:
+        return [], Result(failed=(standing,))
+    return [], Result(notes=(standing.sentence,), waits=waits)
+
+
+def needed(placement: Placement, asked: Asked) -> list[Action]:
+    """Build what is not built of the inputs as they are now, and install what is not installed."""
+    there = cells.is_installed(placement) and cells.is_current(placement)
+    if asked.install and there and not asked.force:
+        return []
+    build = asked.force or not is_usable(placement)
+    actions = [asked.action(ActionKind.BUILD, placement)] if build else []
+    # Only the built module tells whether the kernel's own of that name is newer (`Verbs._install_after_all`).
+    compared = not build or asked.over_in_tree or asked.force or cells.is_installed(placement)
+    if asked.install and (compared or not placement.in_tree):
+        actions.append(asked.action(ActionKind.INSTALL, placement))
+    return actions
+
+
+def is_usable(placement: Placement) -> bool:
+    """Whether what lies built in the DKMS tree can be installed as it is.
+
+    Of what real DKMS built, or a tarball brought, nothing says what it was made from: as in DKMS it is taken, if it is
+    whole and for this kernel. Also of ours when there is nothing to compare with (the headers are gone).
+    """
+    if not placement.built or not placement.stored:
+        return False
+    if any(one.problem or one.vermagic.partition(" ")[0] != placement.kernel for one in placement.stored):
+        return False
+    recipe, record = placement.recipe, placement.record
+    stored = {one.module for one in placement.stored}
+    if recipe is not None and any(one.dest_name not in stored for one in recipe.modules if not one.excluded):
+        return False
+    if record is None or not record.fingerprint or not placement.fingerprint:
+        return True
+    return record.fingerprint == placement.fingerprint
+
+
+def obstacle(
+    inventory: Inventory, kernel: Kernel, placement: Placement, asked: Asked, *, builds: bool
+) -> Failed | None:
+    """Why this cannot be done at all."""
+    headers, module = kernel.headers, f"{placement.module}/{placement.version}"
+
+    def failed(sentence: str, cause: Obstacle) -> Failed:
+        return Failed(f"{placement.kernel}: {sentence}", cause, module, placement.kernel)
+
+    if placement.recipe is None:
+        return failed(placement.problem, Obstacle.CONF)
+    if placement.recipe.excluded:
+        return failed(placement.recipe.excluded, Obstacle.EXCLUDED)
+    if builds and headers.state in (HeadersState.MISSING, HeadersState.MISMATCHED):
+        command = f" [{headers.command}]" if headers.command else ""
+        return failed(f"{headers.detail or 'headers are missing'}{command}", Obstacle.HEADERS)
+    missing = cells.missing_dependencies(placement, modules_there(inventory, kernel.release))
+    if builds and missing and not asked.force:
+        return failed(f"BUILD_DEPENDS: {', '.join(missing)} must be installed there first", Obstacle.DEPENDENCY)
+    return None
+
+
+def modules_there(inventory: Inventory, kernel: str) -> frozenset[str]:
+    """The modules that are there on a kernel, in any version, or need not be: what BUILD_DEPENDS is satisfied by."""
+    return frozenset(
+        one.module
+        for one in inventory.placements
+        if one.kernel == kernel
+        and (one.weak or cells.is_installed(one) or (one.recipe is not None and one.recipe.excluded))
+    )
+
+
+def in_tree_wins(placement: Placement, asked: Asked) -> Failed | None:
+    """The kernel's own module, when it is the same or newer and nobody said that it does not matter."""
+    rival = None if asked.force or asked.over_in_tree else cells.wins_in_tree(placement)
+    if rival is None:
+        return None
+    sentence = f"{placement.kernel}: the kernel's own {rival.path} is the same or newer; --force installs anyway"
+    return Failed(sentence, Obstacle.IN_TREE, f"{placement.module}/{placement.version}", placement.kernel)
+
+
+def removal(placement: Placement, reason: str, *, keep_build: bool = False) -> list[Action]:
+    """Out of the kernel's tree, and what was built of it out of the DKMS tree."""
+    actions = []
+    if placement.active or (placement.record is not None and placement.record.files):
+        actions.append(planner.act(ActionKind.UNINSTALL, placement, reason))
+    if (placement.built or placement.record is not None) and not keep_build:
+        actions.append(planner.act(ActionKind.UNBUILD, placement, reason))
+    return actions
+
+
+def removal_of_orphans(
+    orphans: Iterable[tuple[str, str, str, str]], reason: str, *, keep_build: bool = False
+) -> list[Action]:
+    """The same for kernels of which only the DKMS tree and our records still know."""
+    kinds = [ActionKind.UNINSTALL] if keep_build else [ActionKind.UNINSTALL, ActionKind.UNBUILD]
+    return [
+        Action(kind=kind, module=module, version=version, kernel=kernel, arch=arch, reason=reason)
+        for module, version, kernel, arch in orphans
+        for kind in kinds
+    ]
