@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -16,20 +16,20 @@ from typing import TypeVar
 from bed import roots
 from bed.overlay import Overlay
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
-from kmodhookd.errors import Fault
-from kmodhookd.model import DecisionKind
+from kmodhookd.cli.dkms import main
 from kmodhookd.root import Root
-from kmodhookd.settings import Settings
-from kmodhookd.verbs import Result, Verbs
 
-ARCH = "x86_64"
 MODULES = "usr/lib/modules"
+SPEAK_AS_3_0 = '[dkms]\nstatus = "3.0"\n'
 DKMS_TREE = "var/lib/dkms"
 # What ours keeps beside DKMS's tree (interface.md), and what a root itself moves.
 OWN = ("var/lib/kmodhookd", "var/cache/kmodhookd", "run/kmodhookd", "var/cache/apt", "tmp", "var/tmp")
 # Sections that hold what the module does, and not where it was compiled.
-SAME_SECTIONS = re.compile(r"\.(text|init\.text|exit\.text|altinstructions|data|init\.data|bss|modinfo)$|__versions$")
+SAME_SECTIONS = re.compile(
+    r"\.(text|rodata|init\.text|exit\.text|altinstructions|data|init\.data|bss|modinfo)$|__versions$"
+)
 Result_ = TypeVar("Result_")
 
 
@@ -37,21 +37,24 @@ Result_ = TypeVar("Result_")
 def two_equal_roots(label: str, prepare: Callable[[Overlay], None]) -> Iterator[tuple[Overlay, Overlay]]:
     """The engine's root as `prepare` leaves it, twice: what is written from then on is in each one's `upper`."""
     with roots.overlay("engine", label=f"{label}-prepared") as prepared:
+        prepared.path("/etc/kmodhookd").mkdir()
+        prepared.path("/etc/kmodhookd/config.toml").write_text(SPEAK_AS_3_0)
         prepare(prepared)
         below = [prepared.detach(), *roots.stack("engine")]
         with Overlay(below, name=f"{label}-dkms") as theirs, Overlay(below, name=f"{label}-ours") as ours:
             yield theirs, ours
 
 
-# --- the two engines --------------------------------------------------------------------------------------------------
+# --- the two commands -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a verb."""
+    """What came of a command."""
 
-    ok: bool
-    text: str
+    code: int
+    said: str
+    complained: str
 
 
 class RealDkms:
@@ -60,55 +63,33 @@ class RealDkms:
     def __init__(self, overlay: Overlay) -> None:
         self.overlay = overlay
 
-    def verb(self, verb: str, module: str, version: str, *kernels: str) -> Done:
-        """`add`, `build`, `install`, `uninstall`, `unbuild`, `remove`; of `remove` without kernels, all of it."""
-        which = [word for kernel in kernels for word in ("-k", kernel)]
-        if verb in ("remove", "unbuild") and not kernels:
-            which = ["--all"]
-        done = self.overlay.run(["dkms", verb, "-m", module, "-v", version, *which], check=False, timeout=600)
-        return Done(done.returncode == 0, done.stdout + done.stderr)
-
-    def status(self) -> dict[str, list[str]]:
-        """The lines of `dkms status`, by module."""
-        return by_module(self.overlay.run(["dkms", "status"]).stdout)
+    def dkms(self, *words: str) -> Done:
+        """Run `dkms WORDS`."""
+        done = self.overlay.run(["dkms", *words], check=False)
+        return Done(done.returncode, done.stdout, done.stderr)
 
 
-class OurEngine:
-    """Our verbs on a root."""
+class OurDkms:
+    """Our command on a root, within this process."""
 
     def __init__(self, overlay: Overlay) -> None:
         self.overlay = overlay
-        self.root = Root(overlay.root)
-        self.verbs = Verbs(self.root, Settings(), lambda _event: None)
 
-    def verb(self, verb: str, module: str, version: str, *kernels: str) -> Done:
-        """The same verbs."""
-        try:
-            result = self._verb(verb, module, version, kernels)
-        except Fault as fault:
-            return Done(False, str(fault))
-        return Done(not result.failed and not result.waits, "\n".join([*result.failed, *result.notes]))
-
-    def _verb(self, verb: str, module: str, version: str, kernels: tuple[str, ...]) -> Result:
-        if verb == "add":
-            return self.verbs.add(module, version)
-        if verb in ("build", "install"):
-            return self.verbs.build(module, version, kernels, force=False, install=verb == "install")
-        kinds = {
-            "uninstall": DecisionKind.UNINSTALLED,
-            "unbuild": DecisionKind.UNBUILT,
-            "remove": DecisionKind.REMOVED,
-        }
-        return self.verbs.take_away(kinds[verb], module, version, kernels)
+    def dkms(self, *words: str) -> Done:
+        """Run `dkms WORDS`. What another thread prints meanwhile would be taken for its own: nothing else prints."""
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main(words, Root(self.overlay.root))
+        return Done(code, out.getvalue(), err.getvalue())
 
 
-Engine = RealDkms | OurEngine
+Command = RealDkms | OurDkms
 
 
-def by_module(status: str) -> dict[str, list[str]]:
-    """Lines of `dkms status`, by what they begin with."""
+def status(command: Command) -> dict[str, list[str]]:
+    """The lines of `dkms status`, by what they begin with: a module's name."""
     found: dict[str, list[str]] = {}
-    for line in status.splitlines():
+    for line in command.dkms("status").said.splitlines():
         found.setdefault(line.partition("/")[0], []).append(line)
     return found
 
@@ -134,8 +115,8 @@ def _kind(path: Path) -> str:
     return kinds.get(stat.S_IFMT(mode), "other")
 
 
-# What DKMS 3.0.10 has in its tree and 3.4 has not, or the other way round, and what a failed build left.
-OTHER_VERSION = re.compile(r"[^/]+/build(/.*)?|.*/log/\.?(auto\.conf|config)|.*/module/Module\.symvers")
+# What DKMS 3.0.10 has in its tree and 3.4 has not, or the other way round, and the contents of a build that failed.
+OTHER_VERSION = re.compile(r"[^/]+/build/.*|.*/log/\.?(auto\.conf|config)|.*/module/Module\.symvers")
 
 
 def dkms_tree(overlay: Overlay, module: str) -> dict[str, str]:
@@ -172,7 +153,9 @@ class Ko:
         content = path.read_bytes()
         elf = ELFFile(io.BytesIO(content))
         by_name = {section.name: section for section in elf.iter_sections()}
-        symbols = list(by_name[".symtab"].iter_symbols())
+        table = by_name[".symtab"]
+        assert isinstance(table, SymbolTableSection), path
+        symbols = list(table.iter_symbols())
         info = by_name[".modinfo"].data().split(b"\0")
         undefined = {symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name}
         exported = {s.name.removeprefix("__ksymtab_") for s in symbols if s.name.startswith("__ksymtab_")}
@@ -200,31 +183,35 @@ def indexed(overlay: Overlay, release: str, names: set[str]) -> dict[str, list[s
 class Seen:
     """What one verb came to."""
 
-    ok: bool
-    text: str = field(compare=False)  # what it said
+    code: int
+    said: str = field(compare=False)
     dkms: dict[str, str]
     written: dict[str, str]  # by this verb, outside DKMS's tree
     modules: dict[str, Ko]
-    index: dict[str, list[str]]
+    index: dict[str, dict[str, list[str]]]  # kernel → index of depmod → lines
 
 
-def do(engine: Engine, verb: str, module: str, version: str, kernel: str, *, everywhere: bool = False) -> Seen:
-    """Let an engine do a verb, for one kernel or everywhere, and look at what is there then."""
-    overlay = engine.overlay
+def do(command: Command, verb: str, module: str, version: str, kernel: str = "") -> Seen:
+    """Do a verb for a kernel, or for all without one, and look at what is there then."""
+    overlay = command.overlay
     before = written(overlay)
-    done = engine.verb(verb, module, version, *(() if everywhere else (kernel,)))
+    done = command.dkms(verb, "-m", module, "-v", version, *(["-k", kernel] if kernel else ["--all"]))
     now = written(overlay)
     changed = {path: kind for path, (kind, when) in now.items() if before.get(path) != (kind, when)}
     changed |= {path: "gone" for path in before if path not in now}
-    files = [path for path, kind in changed.items() if kind.startswith("file") and path.startswith(MODULES)]
-    names = {Path(path).name.split(".ko")[0] for path in changed if path.startswith(MODULES)}
+    in_tree = [path for path in changed if path.startswith(MODULES)]
+    names = {Path(path).name.split(".ko")[0] for path in in_tree}
+    names |= {name.replace("-", "_") for name in names}
+    files = [path for path in in_tree if changed[path].startswith("file") and path.endswith(".ko")]
     return Seen(
-        ok=done.ok,
-        text=done.text,
+        code=done.code,
+        said=done.said + done.complained,
         dkms=dkms_tree(overlay, module),
         written=changed,
-        modules={path: Ko.read(overlay.path(f"/{path}")) for path in files if path.endswith(".ko")},
-        index=indexed(overlay, kernel, names | {name.replace("-", "_") for name in names}),
+        modules={path: Ko.read(overlay.path(f"/{path}")) for path in files},
+        index={
+            release: indexed(overlay, release, names) for release in sorted({Path(path).parts[3] for path in in_tree})
+        },
     )
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bed.overlay import Overlay
+from bed.shell import words
 from bed.wanted import write_source
 
 VERSION = "1.0"
+VERBS = ("install", "uninstall", "remove")
 LOG = "/var/log/odd"
 
 _CODE = """#include <linux/module.h>
@@ -51,7 +53,12 @@ class Odd:
     conf: str = ""
     files: Mapping[str, str] = field(default_factory=dict)  # beside NAME.c, Makefile and dkms.conf, or in their place
     etc: Mapping[str, str] = field(default_factory=dict)  # below /etc/dkms
-    builds: bool = True  # with DKMS and with ours
+    builds: bool = True  # with DKMS
+    verbs: tuple[str, ...] = ("install", "remove")  # that are tried
+    meant: str = ""  # why another thing comes out with ours on purpose
+
+    def __str__(self) -> str:
+        return self.name
 
     def put(self, root: Overlay, kernel: str) -> None:
         """Into /usr/src, scripts executable; `KERNEL` in the name of a file of /etc/dkms is this kernel's release."""
@@ -175,6 +182,7 @@ ODD = (
         "odd_pair",
         _two("odd_pair"),
         {"Makefile": "obj-m := odd_pair_a.o odd_pair_b.o\n", "odd_pair_a.c": _EXPORTS, "odd_pair_b.c": _IMPORTS},
+        verbs=VERBS,
     ),
     Odd(
         "odd_places",
@@ -190,6 +198,7 @@ ODD = (
             "src/one/inner.c": _CODE,
             "src/two/inner-two.c": _CODE.replace("none", "two"),
         },
+        verbs=VERBS,
     ),
     Odd(
         "odd_default",
@@ -212,7 +221,12 @@ ODD = (
             "generate.sh": '#!/bin/sh\necho "#define MARK \\"$#: $*\\"" > mark.h\n',
         },
     ),
-    Odd("odd_pre_fails", 'PRE_BUILD="fail.sh"\n', {"fail.sh": "#!/bin/sh\nexit 3\n"}),
+    Odd(
+        "odd_pre_fails",
+        'PRE_BUILD="fail.sh"\n',
+        {"fail.sh": "#!/bin/sh\nexit 3\n"},
+        meant="as DKMS since 3.1: a PRE_BUILD that fails ends the build",
+    ),
     Odd("odd_not_executable", 'PRE_BUILD="not.sh"\nPOST_INSTALL="not.sh"\n', {"not.sh": "exit 3\n"}),
     Odd(
         "odd_scripts",
@@ -221,6 +235,7 @@ ODD = (
             f"{script}.sh": _SAY.format(name="odd_scripts")
             for script in ("post_add", "pre_install", "post_install", "post_remove")
         },
+        verbs=VERBS,
     ),
     Odd("odd_refuses", 'PRE_INSTALL="refuse.sh"\n', {"refuse.sh": "#!/bin/sh\nexit 1\n"}, builds=False),
     Odd(
@@ -233,6 +248,7 @@ ODD = (
             "odd_overridden-1.0-KERNEL-x86_64.conf": 'MAKE="$MAKE-$arch"\n',
             "odd_overridden-1.0-5.4.0-150-generic.conf": 'MAKE="false"\n',
         },
+        verbs=VERBS,
     ),
     Odd("odd_excluded", 'BUILD_EXCLUSIVE_KERNEL="^5\\."\n', builds=False),
     Odd("odd_excluded_arch", 'BUILD_EXCLUSIVE_ARCH="aarch64|ppc"\n', builds=False),
@@ -290,3 +306,9 @@ case $arch in x86_64|amd64) MAKE+=-x86 ;; *) MAKE+=-other ;; esac
     ),
     Odd("odd_suffix", 'BUILT_MODULE_NAME[0]="odd_suffix.ko"\n', builds=False),
 )
+
+# Left to a long run.
+_RARE = words("""odd_match_first odd_environment odd_default odd_late_script odd_not_executable odd_excluded_arch odd_included
+odd_deprecated odd_hidden odd_elsewhere odd_stale odd_no_location odd_suffix odd_here odd_late odd_plain""")
+USUAL = tuple(odd for odd in ODD if odd.name not in _RARE)
+RARE = tuple(odd for odd in ODD if odd.name in _RARE)

@@ -10,15 +10,17 @@ from typing import Any, Protocol
 
 from bed import apt
 from bed.cache import BedError, locked
-from bed.shell import CommandFailed
+from bed.shell import CommandFailed, run
 
 SERIES = "6.1.0"
 
 
 class Chroot(Protocol):
-    """What can run a command in a root: an Overlay or a Machine."""
+    """What can run a command in a root, and has one: an Overlay or a Machine."""
 
     def run(self, command: list[str], /) -> Any: ...
+
+    def path(self, inside: str, /) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -157,3 +159,14 @@ def _file_names(root: Chroot, packages: Sequence[str]) -> dict[str, str]:
             version = fields["Version"].replace(":", "%3a")
             names[fields["Package"]] = f"{fields['Package']}_{version}_{fields['Architecture']}.deb"
     return names
+
+
+def put(root: Chroot, kernel: Kernel) -> None:
+    """A kernel and its headers in a root's trees, out of the packages, without the package manager knowing."""
+    for package in (kernel.image, kernel.headers, kernel.common):
+        tree = unpacked(package)
+        for part in ("lib/modules", "usr/lib/modules", "usr/src", "boot"):
+            if (tree / part).is_dir():
+                target = root.path("/usr/lib/modules" if part == "lib/modules" else f"/{part}")
+                run(["cp", "-a", "--no-preserve=ownership", f"{tree / part}/.", target])
+    root.run(["depmod", kernel.release])
