@@ -342,11 +342,12 @@ class Work:
                 self._post_add(now, action)
 
     def _post_add(self, now: Round, action: Action) -> None:
-        """POST_ADD belongs to a version, not to a kernel: it is run once, with whichever kernel comes first."""
-        for placement in now.inventory.placements:
-            if (placement.module, placement.version) == (action.module, action.version) and placement.recipe:
-                self._script(now, action.model_copy(update={"kernel": placement.kernel}), "post_add")
-                return
+        """POST_ADD belongs to a version, not to a kernel: it is run once, with a kernel that this is asked for."""
+        name = (action.module, action.version)
+        asked = {one.kernel for one in now.plan.actions if (one.module, one.version) == name}
+        usable = [one for one in now.inventory.placements if (one.module, one.version) == name and one.recipe]
+        for placement in sorted(usable, key=lambda one: one.kernel not in asked)[:1]:
+            self._script(now, action.model_copy(update={"kernel": placement.kernel}), "post_add")
 
     def _apply(self, now: Round, action: Action) -> None:
         cell = _cell(action)

@@ -85,6 +85,8 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
         _put_beside(staged, built.beside)
         store.sync_directory(staged)
         _replace(staged, kernel / recipe.arch)
+        # Where real DKMS builds; as there, what a failed build of its own left goes with one that worked.
+        shutil.rmtree(version / "build", ignore_errors=True)
         with contextlib.suppress(OSError):
             root.resolve(failure_log(recipe)).unlink()
     except OSError as error:

@@ -93,7 +93,9 @@ class Verbs:
         self._take_back(source, kernels or [""])
         older = source.version != _source(inventory, module, "").version
         asked = self._asked(install=install, force=force, by_hand=older, named=bool(kernels))
-        actions = registration(source)
+        # As in DKMS, what cannot be read is not registered.
+        readable = not placements or any(one.recipe is not None for one in placements)
+        actions = registration(source) if readable else []
         strange = [Failed(f"{one}: no such kernel", Obstacle.KERNEL, kernel=one) for one in kernels if one not in known]
         result = Result(failed=tuple(strange))
         for placement in placements:

@@ -14,6 +14,8 @@ from bed.shell import output
 RELEASES = ("bookworm", "trixie")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ARCHIVES = "var/cache/apt/archives"
+# Some -dkms packages are not in main; the roots have the other components where the host's apt has them.
+COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
 # apt settings of the host without which its mirror may not work (frozen mirrors have outdated dates).
 CARRIED_SETTINGS = re.compile(r"Acquire::(Check-Valid-Until|Check-Date|Retries|https?::Proxy(::[^ ]+)?) ")
 
@@ -39,9 +41,9 @@ def host_sources(release: str) -> tuple[Source, ...]:
     sources = {}
     for uri, suite, component in (line.split() for line in listing.splitlines() if len(line.split()) == 3):
         known = re.fullmatch(rf"(?:{'|'.join(RELEASES)})(-updates|-security)?", suite)
-        if known and component == "main":
+        if known and component in COMPONENTS:
             sources[Source(uri, f"{release}{known[1] or ''}", component)] = True
-    if not any(source.suite == release for source in sources):
+    if not any((source.suite, source.component) == (release, "main") for source in sources):
         raise BedError(f"this machine's apt has no source for Debian {' or '.join(RELEASES)} main: add one")
     return tuple(sources)
 

@@ -2,6 +2,7 @@
 """Which kernels the archive offers today. ABIs leave it with point releases, so no test names one."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any, Protocol
 
 from bed import apt
 from bed.cache import BedError, locked
+from bed.shell import CommandFailed, run
 
 SERIES = "6.1.0"
 
 
 class Chroot(Protocol):
-    """What can run a command in a root: an Overlay or a Machine."""
+    """What can run a command in a root, and has one: an Overlay or a Machine."""
 
     def run(self, command: list[str], /) -> Any: ...
+
+    def path(self, inside: str, /) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -111,16 +115,33 @@ def kernels() -> Kernels:
 
 
 def download(*packages: str) -> dict[str, Path]:
-    """The .deb files of packages, in the store, downloaded where they are missing: name → file."""
+    """The .deb files of packages, in the store, downloaded where they are missing: name → file.
+
+    Raises BedError naming those that the archive does not have or does not give.
+    """
+    found = obtain(*packages)
+    if missing := [name for name in packages if name not in found]:
+        raise BedError(f"not to be had from the archive: {', '.join(missing)}")
+    return found
+
+
+def obtain(*packages: str) -> dict[str, Path]:
+    """As `download`, without those that cannot be had."""
     from bed.roots import overlay
 
     with locked("download"), overlay("base", label="download") as root:
-        names = {name: _file_name(root, name) for name in packages}
+        names = _file_names(root, packages)
         missing = [name for name, file in names.items() if not (apt.archives() / file).exists()]
+        fetch = 'cd /var/cache/apt/archives && apt-get download "$@"'
         if missing:
-            root.run(["sh", "-c", 'cd /var/cache/apt/archives && apt-get download "$@"', "sh", *missing])
+            try:
+                root.run(["sh", "-c", fetch, "sh", *missing])
+            except CommandFailed:  # one that cannot be had keeps the others away
+                for name in missing:
+                    root.run(["sh", "-c", fetch, "sh", name], check=False)
             apt.harvest_archives(root.upper)
-        return {name: apt.archives() / file for name, file in names.items()}
+        files = {name: apt.archives() / file for name, file in names.items()}
+        return {name: file for name, file in files.items() if file.exists()}
 
 
 def unpacked(package: str) -> Path:
@@ -128,11 +149,24 @@ def unpacked(package: str) -> Path:
     return apt.unpack(download(package)[package], package)
 
 
-def _file_name(root: Chroot, package: str) -> str:
-    """The name apt gives the .deb in its archives directory."""
-    shown = root.run(["apt-cache", "show", "--no-all-versions", package]).stdout
-    version = re.search(r"^Version: (\S+)$", shown, re.M)
-    architecture = re.search(r"^Architecture: (\S+)$", shown, re.M)
-    if not version or not architecture:
-        raise BedError(f"the archive has no package {package}")
-    return f"{package}_{version[1].replace(':', '%3a')}_{architecture[1]}.deb"
+def _file_names(root: Chroot, packages: Sequence[str]) -> dict[str, str]:
+    """Package → the name apt gives its .deb in the archives directory, for those that the archive has."""
+    shown = root.run(["sh", "-c", 'apt-cache show --no-all-versions "$@" || :', "sh", *packages]).stdout
+    names = {}
+    for stanza in shown.split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Version|Architecture): (\S+)$", stanza, re.M))
+        if len(fields) == 3:
+            version = fields["Version"].replace(":", "%3a")
+            names[fields["Package"]] = f"{fields['Package']}_{version}_{fields['Architecture']}.deb"
+    return names
+
+
+def put(root: Chroot, kernel: Kernel) -> None:
+    """A kernel and its headers in a root's trees, out of the packages, without the package manager knowing."""
+    for package in (kernel.image, kernel.headers, kernel.common):
+        tree = unpacked(package)
+        for part in ("lib/modules", "usr/lib/modules", "usr/src", "boot"):
+            if (tree / part).is_dir():
+                target = root.path("/usr/lib/modules" if part == "lib/modules" else f"/{part}")
+                run(["cp", "-a", "--no-preserve=ownership", f"{tree / part}/.", target])
+    root.run(["depmod", kernel.release])

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Real module sources, out of Debian's `*-dkms` packages."""
 
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from bed import apt
 from bed.cache import BedError
-from bed.kernels import unpacked
+from bed.kernels import obtain, unpacked
 
 # The twelve that build on 6.1 and cover most of dkms.conf (2 to 24 modules each).
 TWELVE = (
@@ -29,3 +32,26 @@ def unpack(package: str) -> Path:
     if len(found) != 1:
         raise BedError(f"{package} has {len(found)} dkms.conf files in usr/src, one was expected")
     return found[0]
+
+
+@dataclass(frozen=True)
+class Offered:
+    """Today's `*-dkms` packages: the source directories (NAME-VERSION, with dkms.conf), and what could not be had."""
+
+    directories: dict[str, Path]
+    missing: tuple[str, ...]
+
+
+@cache
+def offered() -> Offered:
+    """Every package of the roots' archive that is named as one with a module's source and contains one."""
+    from bed.roots import overlay
+
+    with overlay("base", label="offered") as root:
+        listed = root.run(["apt-cache", "pkgnames"]).stdout.split()
+    names = sorted(name for name in listed if name.endswith("-dkms"))
+    debs = obtain(*names)
+    trees = {name: apt.unpack(deb, name) for name, deb in debs.items()}
+    confs = {name: sorted((tree / "usr/src").glob("*/dkms.conf")) for name, tree in trees.items()}
+    directories = {conf.parent.name: conf.parent for found in confs.values() for conf in found}
+    return Offered(directories, tuple(name for name in names if name not in debs))
