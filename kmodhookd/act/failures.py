@@ -2,10 +2,11 @@
 """From how a step of a build ended to why it failed, the line that says so, and what to do (design.md, promise 8)."""
 
 import errno
+import logging
 import re
 import time
 
-from kmodhookd.errors import Fault
+from kmodhookd.errors import Fault, Internal
 from kmodhookd.model import Failure, FailureClass, Recipe
 from kmodhookd.run import Result
 
@@ -165,3 +166,16 @@ def diagnose(output: str, fallback: FailureClass) -> tuple[FailureClass, str, st
             return fallback, line, "", ""
         return cause, line, reason, remedy
     return fallback, "", "", ""
+
+
+def as_fault(what: str, error: Exception) -> Fault:
+    """What a person can read. Whatever is not the world's fault is ours; the journal has the details."""
+    if isinstance(error, Fault):
+        return error
+    if isinstance(error, OSError):
+        fault = Fault(error.strerror or str(error), where=f"{what}: {error.filename}" if error.filename else what)
+    else:
+        logging.getLogger("kmodhookd").error("defect: %s", what, exc_info=error)
+        fault = Internal(f"a defect of kmodhookd ({type(error).__name__}: {error})", where=what)
+    fault.__cause__ = error
+    return fault

@@ -2,7 +2,6 @@
 """Plan → disk: the actions of one round, builds side by side, each kernel's modules in as soon as its builds are done."""
 
 import contextlib
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from kmodhookd.act import aftermath, clean, debts, initramfs, install, journal, 
 from kmodhookd.act.build import build
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.depmod import depmod
+from kmodhookd.act.failures import as_fault
 from kmodhookd.act.jobs import Job, Jobs
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.act.lock import engine_lock, work_lock
@@ -23,7 +23,7 @@ from kmodhookd.act.scripts import Kind, run_script
 from kmodhookd.act.sign import Signer, Tokens
 from kmodhookd.act.stored import store_built
 from kmodhookd.confine import lent_users
-from kmodhookd.errors import Fault, Internal
+from kmodhookd.errors import Fault
 from kmodhookd.model import (
     Action,
     ActionKind,
@@ -133,7 +133,7 @@ class Work:
         try:
             yield
         except Exception as error:
-            fault = _as_fault(what, error)
+            fault = as_fault(what, error)
             if failed is None:
                 self.problems.append(str(fault))
             else:
@@ -181,7 +181,7 @@ class Work:
         source, kernel = now.sources[action.module, action.version], now.kernels[action.kernel]
         with self._apart(_name(action), lambda fault: job.fail(placement, source, kernel, fault)):
             job.start()
-            with work_lock(self.root, "@".join(_cell(action)), job.cancel):
+            with work_lock(self.root, "@".join(action.cell), job.cancel):
                 if not self._done_meanwhile(now, placement):
                     self._make(now, action, job, server)
             job.built()
@@ -215,7 +215,7 @@ class Work:
         self.notes += [f"{_name(action)}: {notice}" for notice in signer.notices]
         with engine_lock(self.root, self.settings, on_wait=job.wait_note):
             log = store_built(self.root, self.settings, source, placement.recipe, built)
-        earlier = decisions.record(self.root, _cell(action))
+        earlier = decisions.record(self.root, action.cell)
         decisions.save_record(
             self.root,
             Record(
@@ -239,7 +239,7 @@ class Work:
                 signed=signer.said,
             ),
         )
-        decisions.forget(self.root, "failures", _cell(action))
+        decisions.forget(self.root, "failures", action.cell)
 
     def _commit(self, now: Round, kernel: str, actions: list[Action]) -> None:
         """Put a kernel's modules in, under the engine lock, as far as the gate lets us."""
@@ -294,14 +294,14 @@ class Work:
         faults: list[Fault] = []
         with self._apart(_name(action), faults.append):
             assert placement.recipe is not None
-            kernel, record = now.kernels[action.kernel], decisions.record(self.root, _cell(action))
+            kernel, record = now.kernels[action.kernel], decisions.record(self.root, action.cell)
             # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
             skip = intree.stands_back(placement, self.settings)
             skip = frozenset() if len(skip) == len(placement.stored) else skip
             hand, what = action.by_hand, placement.recipe
             install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, by_hand=hand)
             self._dirty.add(action.kernel)
-            decisions.forget(self.root, "failures", _cell(action))
+            decisions.forget(self.root, "failures", action.cell)
         if faults:
             self.jobs.fail_install(action, placement, faults[0], FailureClass.INSTALL)
             return False
@@ -350,7 +350,7 @@ class Work:
             self._script(now, action.model_copy(update={"kernel": placement.kernel}), "post_add")
 
     def _apply(self, now: Round, action: Action) -> None:
-        cell = _cell(action)
+        cell = action.cell
         match action.kind:
             case ActionKind.ADD:
                 registry.add(self.root, self.settings, now.sources[action.module, action.version])
@@ -386,23 +386,6 @@ class Work:
             initramfs.remake(self.root, self.family, kernel)
 
 
-def _as_fault(what: str, error: Exception) -> Fault:
-    """What a person can read. Whatever is not the world's fault is ours; the journal has the details."""
-    if isinstance(error, Fault):
-        return error
-    if isinstance(error, OSError):
-        fault = Fault(error.strerror or str(error), where=f"{what}: {error.filename}" if error.filename else what)
-    else:
-        logging.getLogger("kmodhookd").error("defect: %s", what, exc_info=error)
-        fault = Internal(f"a defect of kmodhookd ({type(error).__name__}: {error})", where=what)
-    fault.__cause__ = error
-    return fault
-
-
 def _name(action: Action) -> str:
     what = f"{action.kind} of {action.module}/{action.version}" if action.module else str(action.kind)
     return f"{what} on {action.kernel}" if action.kernel else what
-
-
-def _cell(action: Action) -> decisions.Cell:
-    return action.module, action.version, action.kernel, action.arch

@@ -264,8 +264,8 @@ class Verbs:
     def _perform(self, inventory: Inventory, actions: Sequence[Action], asked: Asked) -> Result:
         """Do it, and install what had to be built before it could be told that the kernel's own module is older."""
         result = self._do(inventory, actions)
-        put_off = {_cell(one) for one in actions if one.kind is ActionKind.BUILD}
-        put_off -= {_cell(one) for one in actions if one.kind is ActionKind.INSTALL}
+        put_off = {one.cell for one in actions if one.kind is ActionKind.BUILD}
+        put_off -= {one.cell for one in actions if one.kind is ActionKind.INSTALL}
         if not asked.install or not put_off:
             return result
         inventory = look(self.root, self.settings)
@@ -294,7 +294,7 @@ class Verbs:
             work.load_modules()
         failed = []
         for action in actions:
-            failure = decisions.failure(self.root, _cell(action))
+            failure = decisions.failure(self.root, action.cell)
             if action.kind not in (ActionKind.BUILD, ActionKind.INSTALL) or failure is None:
                 continue
             sentence = f"{action.kernel}: {failure.reason}{': ' + failure.line if failure.line else ''}"
@@ -338,10 +338,6 @@ def _judged(inventory: Inventory, settings: Settings) -> Iterable[tuple[Cell, Pl
     plan = planner.make(inventory, settings, now=time.time())
     placements = {(one.module, one.version, one.kernel): one for one in inventory.placements}
     return ((cell, placements[cell.module, cell.version, cell.kernel]) for cell in plan.cells)
-
-
-def _cell(action: Action) -> decisions.Cell:
-    return action.module, action.version, action.kernel, action.arch
 
 
 def _name(of: Action | Placement | Cell | Source) -> str:

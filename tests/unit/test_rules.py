@@ -72,7 +72,7 @@ def allowed(part: str) -> set[str]:
     if part in WIRING:
         return WIRING | vocabulary | set(ROOMS)
     if part == "model":
-        return set()
+        return {"model"}
     if part == "plan":
         return {"plan", "model", "settings"}
     if part in ROOMS:

@@ -1,30 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The nouns: what is on the disk, what should be there, what is done about it, what came of it.
-
-All are frozen. Paths are strings as seen from inside the served root. Text that came from a disk and is not UTF-8 never
-gets in here: such names are reported as problems where they are found.
-"""
+"""What is on the disk: kernels, sources, modules, what is remembered of builds, what people decided."""
 
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.+~:-]*$"  # modules, versions and kernel releases: safe as one path component
-SAFE_LENGTH = 255
-
-
-class Noun(BaseModel):
-    """Frozen, and strict about what it holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Remembered(BaseModel):
-    """What a look remembers for the next one; may be filled as it goes."""
-
-    model_config = ConfigDict(extra="forbid")
-
+from kmodhookd.model.base import Noun
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
 
@@ -293,112 +273,3 @@ class Inventory(Noun):
     parked: tuple[str, ...] = ()  # MODULE/VERSION deregistered within a running package upgrade
     orphans: tuple[tuple[str, str, str, str], ...] = ()  # module, version, release, arch built for what is no kernel
     departed: tuple[tuple[str, str], ...] = ()  # module, version that went with their package
-
-
-# --- the plan ----------------------------------------------------------------------------------------------------------
-
-
-class State(StrEnum):
-    """One word per cell (interface.md, States); the order is the order of precedence."""
-
-    BROKEN = "broken"
-    BUILDING = "building"
-    QUEUED = "queued"
-    DAMAGED = "damaged"
-    INSTALLED = "installed"
-    REUSED = "reused"
-    STALE = "stale"
-    IN_TREE = "in-tree"
-    EXCLUDED = "excluded"
-    FAILED = "failed"
-    WAITING_KERNEL = "waiting-kernel"
-    WAITING_HEADERS = "waiting-headers"
-    WAITING_DEPENDENCY = "waiting-dependency"
-    BUILT = "built"
-    ADDED = "added"
-
-
-class Fact(Noun):
-    """One step of `Explain`: what was looked at, what it means, what to do."""
-
-    fact: str
-    verdict: str
-    remedy: str = ""
-
-
-class Cell(Noun):
-    """The verdict on one version of a module on one kernel."""
-
-    module: str
-    version: str
-    kernel: str
-    arch: str
-    state: State
-    facts: tuple[Fact, ...] = ()
-    required: bool = False
-    wanted: bool = True  # the version that is taken on this kernel, and goes there by itself
-    there: bool = False  # its modules are in the kernel's tree, whole, whatever else is wrong
-
-
-class ActionKind(StrEnum):
-    """What can be done to the disk."""
-
-    ADD = "add"  # register in the DKMS tree
-    BUILD = "build"
-    INSTALL = "install"
-    UNINSTALL = "uninstall"  # our files out of a kernel's tree
-    UNBUILD = "unbuild"  # a kernel's directory out of the DKMS tree
-    REMOVE = "remove"  # deregister a version
-    CLEAN = "clean"  # empty directories and depmod's files of a kernel that is gone
-    INITRAMFS = "initramfs"
-
-
-class Action(Noun):
-    """One thing to do. Actions are listed in the order in which they may start; builds may overlap."""
-
-    kind: ActionKind
-    module: str = ""
-    version: str = ""
-    kernel: str = ""
-    arch: str = ""
-    reason: str = ""
-    by_hand: bool = False  # a person chose this version although there is a newer one
-
-
-class Target(Noun):
-    """A module to rebuild; empty fields mean all."""
-
-    module: str = ""
-    version: str = ""
-    kernel: str = ""
-
-
-class MissingHeaders(Noun):
-    """A kernel for which modules wait, and what to install."""
-
-    kernel: str
-    flavour: str
-    package: str
-    command: str
-    cause: str  # "missing", "mismatched: …"; a new cause is announced again
-    modules: tuple[str, ...]
-
-
-class BootVerdict(Noun):
-    """Will this kernel boot with its modules (interface.md, `CheckBoot`)."""
-
-    kernel: str
-    verdict: Literal["ready", "not-ready", "unknown"]
-    reasons: tuple[tuple[str, str, str], ...] = ()  # module, reason, remedy
-
-
-class Plan(Noun):
-    """What should be done, and what everything looks like until then."""
-
-    cells: tuple[Cell, ...] = ()
-    actions: tuple[Action, ...] = ()
-    missing_headers: tuple[MissingHeaders, ...] = ()
-    boot: tuple[BootVerdict, ...] = ()
-    look_again: float = 0.0  # seconds after which a further look is due (a tree too young, a retry); 0 = none
-    held_back: bool = False  # the gate keeps something from being done
-    postponed: tuple[Target, ...] = ()  # rebuilds that were asked for, of trees that have not come to rest

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The nouns: what is on the disk, what should be there, what is done about it, what came of it.
+
+All are frozen. Paths are strings as seen from inside the served root. Text that came from a disk and is not UTF-8 never
+gets in here: such names are reported as problems where they are found.
+"""
+
+from kmodhookd.model.base import NAME_PATTERN, SAFE_LENGTH, Noun, Remembered
+from kmodhookd.model.disk import (
+    Artifact,
+    BuiltModule,
+    Conf,
+    Decision,
+    DecisionKind,
+    Failure,
+    FailureClass,
+    Headers,
+    HeadersState,
+    InstalledFile,
+    Inventory,
+    Kernel,
+    Placement,
+    Recipe,
+    Record,
+    Source,
+)
+from kmodhookd.model.plan import Action, ActionKind, BootVerdict, Cell, Fact, MissingHeaders, Plan, State, Target
+
+__all__ = [
+    "NAME_PATTERN",
+    "SAFE_LENGTH",
+    "Action",
+    "ActionKind",
+    "Artifact",
+    "BootVerdict",
+    "BuiltModule",
+    "Cell",
+    "Conf",
+    "Decision",
+    "DecisionKind",
+    "Fact",
+    "Failure",
+    "FailureClass",
+    "Headers",
+    "HeadersState",
+    "InstalledFile",
+    "Inventory",
+    "Kernel",
+    "MissingHeaders",
+    "Noun",
+    "Placement",
+    "Plan",
+    "Recipe",
+    "Record",
+    "Remembered",
+    "Source",
+    "State",
+    "Target",
+]

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all nouns have in common."""
+
+from pydantic import BaseModel, ConfigDict
+
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.+~:-]*$"  # modules, versions and kernel releases: safe as one path component
+SAFE_LENGTH = 255
+
+
+class Noun(BaseModel):
+    """Frozen, and strict about what it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Remembered(BaseModel):
+    """What a look remembers for the next one; may be filled as it goes."""
+
+    model_config = ConfigDict(extra="forbid")
