@@ -15,6 +15,7 @@ from bed.overlay import Overlay
 
 from kmodhookd.act.build import BuildFailed, Built, Sign, build
 from kmodhookd.act.jobserver import JobServer
+from kmodhookd.confine import AUTO
 from kmodhookd.model import BuiltModule, Failure, Headers, HeadersState, Kernel, Recipe, Source
 from kmodhookd.root import Root
 from kmodhookd.settings import Build, Settings
@@ -60,6 +61,7 @@ class Bench:
     def __init__(self, overlay: Overlay) -> None:
         self.root = Root(overlay.root)
         self.settings = Settings()
+        self.sandbox = AUTO
 
     def kernel(self, release: str) -> Kernel:
         headers = Headers(state=HeadersState.PRESENT, directory=f"/usr/src/linux-headers-{release}")
@@ -91,7 +93,9 @@ class Bench:
         sign: Sign | None = None,
     ) -> Built:
         """Build with this job server or one of its own; `limits` are settings of `[build]`."""
-        settings = self.settings.model_copy(update={"build": Build.model_validate(limits or {})})
+        settings = self.settings.model_copy(
+            update={"build": Build.model_validate({"sandbox": self.sandbox, **(limits or {})})}
+        )
         what = (self.root, settings, kernel, source, recipe)
         cancel = threading.Event()
         if server is not None:

@@ -161,24 +161,6 @@ def _obstacle(prefix: str, kind: str) -> str:
     return MECHANISMS[kind].obstacle(task, PROBE_TIMEOUT)
 
 
-def confine(
-    argv: Sequence[str],
-    *,
-    root: Root,
-    uid: int,
-    gid: int,
-    writable: Sequence[str] = (),
-    cwd: str = "/",
-    binds: Mapping[str, str] | None = None,
-    network: bool = False,
-    limits: Limits | None = None,
-) -> list[str]:
-    """The command that runs `argv` as a user by the best mechanism here. `cage` does the same and cleans up behind it."""
-    bounds: dict[str, Any] = {"writable": writable, "cwd": cwd, "binds": binds or {}, "network": network}
-    bounds |= {"limits": limits or Limits(), "environment": run.environment()}
-    return Cage(root, mechanism(root), uid, gid).command(argv, **bounds)
-
-
 __all__ = [
     "AUTO",
     "BUILD_USER",

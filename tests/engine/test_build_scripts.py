@@ -2,6 +2,7 @@
 """What PRE_BUILD, MAKE and POST_BUILD may rely on: variables, environment, and a DKMS tree that they may write into."""
 
 import stat
+from collections.abc import Iterator
 
 import pytest
 from bed.overlay import Overlay
@@ -34,11 +35,11 @@ MECHANISMS = ["namespaces", "setuid"]
 
 
 @pytest.fixture(params=MECHANISMS)
-def cage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def cage(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
     """One that can mount, and one that cannot."""
-    if request.param == "setuid":
-        monkeypatch.setattr(confine, "_probe", lambda _prefix: ("setuid", True))
-    return str(request.param)
+    bench.sandbox = request.param
+    yield request.param
+    bench.sandbox = confine.AUTO
 
 
 def registered(bench: Bench, name: str, **files: str) -> Source:

@@ -169,7 +169,7 @@ def test_options_reach_the_engine(here: Path) -> None:
     assert said.force and not said.depmod and not said.over_in_tree
     assert (said.conf, said.kernel_config) == (f"{here}/my.conf", f"{here}/k.config")
     assert (said.kernel_source_dir, said.directives) == ("/h", ("A=1", "B=2"))
-    assert settings.dkms.symlink_modules and settings.dkms.modprobe_on_install and settings.build.jobs == 3
+    assert settings.dkms.symlink_modules and settings.dkms.modprobe_on_install and settings.jobs == 3
     assert (settings.dkms_tree, settings.source_tree, settings.install_tree) == ("/d", "/s", "/i")
     plain = settings_for(root, parse(["build"]).options)
     assert plain.invocation.depmod and plain.dkms_tree == "/var/lib/dkms" and plain.build.jobs == 0

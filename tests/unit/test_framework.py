@@ -126,7 +126,7 @@ def test_bash_where_it_must(place: Path) -> None:
     path.write_text(conf)
     problems: list[str] = []
     names = ("parallel_jobs", "post_transaction")
-    said = framework._evaluate(Root("/"), [str(path)], {"dkms_tree": "/x"}, names, problems)
+    said = framework._evaluate(Root("/"), [str(path)], {"dkms_tree": "/x"}, names, problems, "auto")
     uid, _ = confine.build_user(Root("/"))
     assert said == {"parallel_jobs": str(uid), "post_transaction": "ran"}
     assert uid != 0 and not problems and not (place / "made").exists()

@@ -32,15 +32,15 @@ class Stage:
     place: Path
     workspace: Workspace
     view: TreeView
+    mechanism: str
 
     def script(self, text: str) -> run.Result:
         """Run a shell script as POST_BUILD is run; $1 is the tree as the build is told of it."""
         uid, gid = self.view.owner
         argv = ["/bin/sh", "-c", text, "post", self.view.shown, f"{self.view.shown}/foo/1.0/{K}/{A}"]
         build = self.workspace.build_inside
-        return run.run(
-            confine.confine(argv, root=HOST, uid=uid, gid=gid, writable=[build], cwd=build, binds=self.view.binds)
-        )
+        cage = confine.Cage(HOST, self.mechanism, uid, gid)
+        return cage.run(argv, writable=[build], cwd=build, binds=self.view.binds)
 
     def kept(self, room: int = ROOM) -> tuple[dict[str, str], str]:
         taken, left = treeview.take_over(self.view, self.workspace, room)
@@ -48,12 +48,10 @@ class Stage:
 
 
 @pytest.fixture(params=["namespaces", "setuid"])
-def stage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """With a cage that can mount, and with one that cannot."""
-    if request.param == "setuid":
-        monkeypatch.setattr(confine, "_probe", lambda _prefix: ("setuid", True))
-    elif confine.mechanism(HOST) != "namespaces":
-        pytest.skip("nothing can be mounted here")
+    if confine.obstacle(HOST, request.param):
+        pytest.skip(f"{request.param}: {confine.obstacle(HOST, request.param)}")
     place = Path(tempfile.mkdtemp(prefix="kmodhookd-test-", dir="/var/tmp"))
     place.chmod(0o755)
     for name, text in {"foo/1.0/source/x": "", "bar/2.0/x/y/own.h": "bar", f"foo/0.9/{K}/{A}/old.h": "old"}.items():
@@ -70,7 +68,7 @@ def stage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     view = treeview.prepare(
         HOST, settings, SOURCE, RECIPE, workspace, mounts=request.param == "namespaces", uid=uid, gid=gid
     )
-    yield Stage(place, workspace, view)
+    yield Stage(place, workspace, view, request.param)
     shutil.rmtree(place)
 
 
