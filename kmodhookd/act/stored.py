@@ -122,7 +122,7 @@ def store_loaded(root: Root, settings: Settings, cell: decisions.Cell, directory
         raise
     record = decisions.record(root, cell)
     if record is not None:  # what lies there now is of other inputs than ours
-        decisions.save_record(root, record.model_copy(update={"fingerprint": ""}))
+        decisions.save_record(root, record.model_copy(update={"fingerprint": "", "key": ""}))
 
 
 def sweep(root: Root, settings: Settings, *, dry: bool = False) -> bool:

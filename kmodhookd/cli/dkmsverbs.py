@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The verbs of `dkms` that do something, with DKMS's conditions and exit codes (facts of 3.4: dkms.8 and its `die`)."""
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kmodhookd.act import mok
 from kmodhookd.cli.dkmsargs import Arguments, Refused, complain
 from kmodhookd.cli.dkmscall import Call
 from kmodhookd.errors import AccessDenied, AlreadyThere, Fault, InvalidArgument, NotFound
@@ -176,8 +176,8 @@ def _autoinstall(call: Call) -> int:
         raise Refused(4, "kernel_postinst needs exactly one kernel, by -k")
     named = given.kernels or given.all or running_release(call.root)
     kernels = [call.one_kernel()] if named else []
-    if call.root.resolve("/etc/dkms/no-autoinstall").exists():
-        print("Automatic installation of modules is disabled by /etc/dkms/no-autoinstall.")
+    if call.settings.dkms.no_autoinstall:
+        print(f"Automatic installation of modules is disabled by {call.settings.dkms.no_autoinstall}.")
         return 0
     try:
         return _worst([_report(one) for one in call.verbs.autoinstall(kernels)])
@@ -217,7 +217,6 @@ def _kernel_verb(call: Call) -> int:
 
 def _generate_mok(call: Call) -> int:
     verbs = call.verbs  # root's business
-    mok = importlib.import_module("kmodhookd.act.mok")
     for sentence in mok.generate_mok(verbs.root, verbs.settings):
         print(sentence)
     return 0

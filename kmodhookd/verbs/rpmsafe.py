@@ -8,7 +8,7 @@ removal would undo what was just added. DKMS knows the transaction by its proces
 import os
 from pathlib import Path
 
-from kmodhookd import store
+from kmodhookd import processes, store
 from kmodhookd.root import Root
 
 DIRECTORY = f"{store.RUNTIME}/rpm"
@@ -33,17 +33,6 @@ def take(root: Root, module: str, version: str) -> bool:
 
 def _path(root: Root, module: str, version: str) -> Path | None:
     """The marker's place; None when the transaction cannot be told."""
-    parent = _fields(os.getppid())
-    rpm = int(parent[1]) if len(parent) > 1 else 0
-    began = _fields(rpm)[19:20]
-    if not rpm or not began:
-        return None
-    return root.resolve(f"{DIRECTORY}/{module}-{version}.{rpm}.{began[0]}")
-
-
-def _fields(pid: int) -> list[str]:
-    """/proc/PID/stat from the state on: 1 is the parent, 19 when it started (proc(5))."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    except OSError:
-        return []
+    rpm = next(iter(processes.ancestors(os.getppid())), 0)
+    began = processes.started(rpm) if rpm else ""
+    return root.resolve(f"{DIRECTORY}/{module}-{version}.{rpm}.{began}") if began else None
