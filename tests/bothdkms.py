@@ -29,6 +29,8 @@ class Site:
 
     def ours(self, *words: str) -> int:
         """Our exit code; what it said is in `out` and `err`."""
+        if self.capsys is not None:
+            self.capsys.readouterr()  # what others said before
         code = dkms.main(list(words), self.root)
         if self.capsys is not None:
             self.out, self.err = self.capsys.readouterr()
