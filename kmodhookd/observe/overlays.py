@@ -6,8 +6,8 @@ script of that name. What changes a build counts in its fingerprint; that of ove
 """
 
 import hashlib
-import os
 
+from kmodhookd.errors import Fault
 from kmodhookd.model import Recipe
 from kmodhookd.observe import sources
 from kmodhookd.root import Root
@@ -33,17 +33,19 @@ def executable(root: Root, inside: str) -> bool:
 
 def fingerprint(root: Root, settings: Settings, recipe: Recipe) -> str:
     """Of everything laid over the build of a recipe; "" when there is nothing."""
-    digest = hashlib.sha256()
-    found = False
-    patches = root.resolve(f"{DIRECTORY}/{recipe.module}/patches")
-    if patches.is_dir():
-        found = True
-        digest.update(sources.digest(patches).encode())
     programs = [text.split()[0] for text in (recipe.pre_build, recipe.post_build) if text.split()]
     scripts = [script(root, recipe.module, program) for program in programs]
-    for inside in (*scripts, settings.dkms.build_environment):
+    places = [f"{DIRECTORY}/{recipe.module}/patches", *scripts, settings.dkms.build_environment]
+    parts = [f"{place}\0{content}" for place in places if place and (content := _content(root, place))]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest() if parts else ""
+
+
+def _content(root: Root, inside: str) -> str:
+    """Of a file or a directory with all that is in it; "" when it is not there. What cannot be read counts as that."""
+    try:
         path = root.resolve(inside)
-        if inside and path.is_file():
-            found = True
-            digest.update(os.fsencode(f"\0{inside}\0") + path.read_bytes())
-    return digest.hexdigest() if found else ""
+        if path.is_dir():
+            return sources.digest(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    except (OSError, Fault) as error:
+        return str(error)

@@ -128,7 +128,7 @@ def test_the_next_build_forgets_what_the_last_one_left(bench: Bench, k2: Kernel)
 
 HOSTILE = """#!/bin/sh
 cd $1/{name}/1/{kernel}/x86_64 || exit 1
-mkfifo fifo; ln -s /etc/shadow link; ln /etc/passwd hard; truncate -s 3G huge; touch -- -dash .hidden 'a b' "$(printf 'x\\ny')"
+mkfifo fifo; ln -s /etc/shadow link; ln /etc/passwd hard; touch -- -dash .hidden 'a b' "$(printf 'x\\ny')"
 mkdir -p a/b/c/d/e/f/g/h log other; touch a/b/c/d/e/f/g/h/deep log/make.log other/good
 ln -s /etc ../../kernel-link; touch ../outside ../../outside ../../../outside; rm -rf module; ln -s /etc module
 true

@@ -36,7 +36,6 @@ CASES: dict[str, dict[str, str]] = {
         "x": "install_tree=/usr/lib/modules\n",
     },
     "blanks": {"": 'sign_file="/a   b  c"\ntmp_location="  /var/tmp "\nverbose=" "\n'},
-    "carriage returns": {"": "dkms_tree=/srv/dkms\r\nverbose=1\r\n\r\nsource_tree=/a\r\n"},
     "drop-ins": {
         "": "dkms_tree=/a\nverbose=1\nhelper=x\n",
         "20-b": "dkms_tree=$dkms_tree/b\nunset verbose\n",

@@ -119,6 +119,12 @@ def test_it_is_bash(tmp_path: Path) -> None:
     assert (made.dkms_tree, made.source_tree, made.problems) == ("/srv/dkms", "/srv/dkms/src", ())
 
 
+def test_carriage_returns(tmp_path: Path) -> None:
+    """DKMS takes them off since 3.1.5."""
+    made = load(tmp_path, 'dkms_tree="/srv/dkms"\r\n\r\nparallel_jobs=2\r\n')
+    assert (made.dkms_tree, made.dkms.parallel_jobs, made.problems) == ("/srv/dkms", 2, ())
+
+
 def test_bash_where_it_must(place: Path) -> None:
     """What only Bash can tell is told by Bash, as nobody in particular, and whatever it does changes nothing."""
     conf = f"parallel_jobs=$(id -u)\npost_transaction=$(touch {place}/made 2>/dev/null; echo ran)\n"

@@ -9,7 +9,7 @@ import trees
 from trees import Content
 
 from kmodhookd.model import HeadersState, Placement
-from kmodhookd.observe import framework, inventory
+from kmodhookd.observe import framework, inventory, sources
 from kmodhookd.root import Root
 from kmodhookd.settings import Dkms, Invocation, Settings
 
@@ -77,6 +77,15 @@ def test_a_patch_or_environment_that_changes(tmp_path: Path) -> None:
         environment(root, text)
         fingerprints.add(seen(root)["foo", K1].fingerprint)
     assert len(fingerprints) == 4
+
+
+def test_an_overlay_that_cannot_be_read_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = trees.make(tmp_path, {**SYSTEM, "/etc/dkms/foo/patches": trees.Link("/etc/dkms/foo/patches")})
+    assert seen(root)["foo", K1].fingerprint != seen(root)["bar", K1].fingerprint != ""
+    trees.make(tmp_path, {"/etc/dkms/bar/patches/a": "", "/etc/dkms/bar/patches/b": ""})
+    before = seen(root)["bar", K1].fingerprint
+    monkeypatch.setattr(sources, "MAX_FILES", 2)
+    assert seen(root)["bar", K1].fingerprint not in ("", before)
 
 
 def test_the_number_of_processors_makes_nothing_stale(tmp_path: Path) -> None:
