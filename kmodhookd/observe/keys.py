@@ -114,7 +114,7 @@ def _signing(root: Root, settings: Settings, kernel: Kernel, config: Mapping[str
 # --- which ------------------------------------------------------------------------------------------------------------
 
 
-def _configured(settings: Settings, release: str, arch: str) -> tuple[str, str, str]:
+def signing_values(root: Root, settings: Settings, release: str, arch: str) -> tuple[str, str, str]:
     """`sign_file`, `mok_signing_key` and `mok_certificate` of framework.conf for one kernel; "" where it is silent."""
     values = (settings.dkms.sign_file, settings.dkms.mok_signing_key, settings.dkms.mok_certificate)
     names = {"kernelver": release, "arch": arch}
@@ -127,7 +127,7 @@ def _configured(settings: Settings, release: str, arch: str) -> tuple[str, str, 
 def _tool(root: Root, settings: Settings, kernel: Kernel) -> tuple[str, str]:
     """The program that signs, or "" and where it was looked for last. A `Fault` when a configured one cannot be run."""
     release = kernel.release
-    chosen = _configured(settings, release, kernel.arch)[0]
+    chosen = signing_values(root, settings, release, kernel.arch)[0]
     if chosen:
         if not chosen.startswith("/") or not _runs(root, chosen):
             hint = "sign_file of /etc/dkms/framework.conf names the program that signs"
@@ -151,7 +151,7 @@ def _runs(root: Root, inside: str) -> bool:
 
 def pair(root: Root, settings: Settings, release: str, arch: str, config: Mapping[str, str]) -> Pair:
     """Key and certificate: framework.conf's, else the distribution's, else DKMS's own. They need not exist."""
-    _, key, public = _configured(settings, release, arch)
+    _, key, public = signing_values(root, settings, release, arch)
     configured = bool(key or public)
     name = families.dkms_name(root)
     if not key and name.startswith("ubuntu"):
