@@ -197,24 +197,16 @@ class Work:
         """Build, sign, store, remember."""
         placement = now.placements[action.module, action.version, action.kernel]
         source, kernel = now.sources[action.module, action.version], now.kernels[action.kernel]
-        assert placement.recipe is not None
-        base = (self.root, self.settings, kernel)
-        signer = Signer(*base, placement.recipe, tokens=self._tokens, cancel=job.cancel)
+        on, recipe, cancel, tell = (self.root, self.settings, kernel), placement.recipe, job.cancel, job.progress
+        assert recipe is not None
+        signer = Signer(*on, recipe, tokens=self._tokens, cancel=cancel)
         if action.reason != ASKED and cells.is_compiled(placement):
-            built = resign(*base, placement, signer, progress=job.progress)
+            built = resign(*on, placement, signer, progress=tell)
         else:
-            built = build(
-                *base,
-                source,
-                placement.recipe,
-                jobserver=server,
-                cancel=job.cancel,
-                progress=job.progress,
-                sign=signer,
-            )
+            built = build(*on, source, recipe, jobserver=server, cancel=cancel, progress=tell, sign=signer)
         self.notes += [f"{_name(action)}: {notice}" for notice in signer.notices]
         with engine_lock(self.root, self.settings, on_wait=job.wait_note):
-            log = store_built(self.root, self.settings, source, placement.recipe, built)
+            log = store_built(self.root, self.settings, source, recipe, built)
         earlier = decisions.record(self.root, action.cell)
         decisions.save_record(
             self.root,

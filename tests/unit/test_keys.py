@@ -121,14 +121,15 @@ def test_defaults_are_dkms_s_wherever_its_tree_is(tmp_path: Path) -> None:
 
 
 def test_framework_conf_names_them_for_each_kernel(tmp_path: Path, pair: tuple[bytes, bytes]) -> None:
-    root = system(tmp_path, trees.DEBIAN, f"/opt/{K}/sign", OWN)
+    named = {
+        "sign_file": "/opt/$kernelver/sign",
+        "mok_signing_key": "/keys/${kernelver}.key",
+        "mok_certificate": "/keys/$kernelver-$arch.pub",
+    }
+    conf = "".join(f'{name}="{value}"\n' for name, value in named.items())
+    root = system(tmp_path, {**trees.DEBIAN, "/etc/dkms/framework.conf": conf}, f"/opt/{K}/sign", OWN)
     put(root, pair, f"/keys/{K}.key", f"/keys/{K}-x86_64.pub")
-    found = look(
-        root,
-        sign_file="/opt/$kernelver/sign",
-        mok_signing_key="/keys/${kernelver}.key",
-        mok_certificate="/keys/$kernelver-$arch.pub",
-    )
+    found = look(root, **named)
     assert found.tool == f"/opt/{K}/sign" and found.pair.key == f"/keys/{K}.key"
     assert found.identity and not found.problem and not found.missing
 
