@@ -271,11 +271,16 @@ do_install() {
 
 # --- away with it -----------------------------------------------------------------------------------------------------
 
-remove_debs() {
-    local purged=() name
+debs_of_ours() { # with those of which only settings are left
+    local name
     for name in kmodhookd-dkms kmodhookd; do
-        if dpkg-query -W "$name" >/dev/null 2>&1; then purged+=("$name"); fi
+        if dpkg-query -W "$name" >/dev/null 2>&1; then echo "$name"; fi
     done
+}
+
+remove_debs() {
+    local purged
+    mapfile -t purged < <(debs_of_ours)
     ((${#purged[@]})) || return 0
     export DEBIAN_FRONTEND=noninteractive
     # -dkms packages need a dkms: the real one comes back in the same transaction, and finds everything as it left it.
@@ -283,6 +288,7 @@ remove_debs() {
         quietly "${apt[@]}" update || true
         quietly "${apt[@]}" install --no-install-recommends dkms kmodhookd-dkms- ||
             die "apt could not put the real dkms back" "what it said is above"
+        mapfile -t purged < <(debs_of_ours)
     fi
     quietly "${apt[@]}" purge "${purged[@]}" || die "apt could not purge the packages" "what it said is above"
 }

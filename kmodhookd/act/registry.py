@@ -56,6 +56,8 @@ def mark_found(root: Root, module: str, version: str, *, by_ourselves: bool) -> 
         store.write_atomic(path, b"")
     elif path.exists():
         store.discard(path)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def unbuild(root: Root, settings: Settings, cell: decisions.Cell) -> None:
@@ -78,7 +80,8 @@ def unbuild(root: Root, settings: Settings, cell: decisions.Cell) -> None:
         store.sync_directory(directory.parent)
         shutil.rmtree(doomed)
     with contextlib.suppress(OSError):
-        directory.parent.rmdir()
+        for parent in directory.parents[:3]:  # the kernel's, and those of a version that is not registered
+            parent.rmdir()
     decisions.forget(root, "records", cell)
     decisions.forget(root, "failures", cell)
 

@@ -46,6 +46,11 @@ class DkmsTree:
     without_source: tuple[tuple[str, str], ...] = ()  # versions of which nothing but a directory is there
     problems: tuple[str, ...] = ()
 
+    def is_registered(self, module: str, version: str) -> bool:
+        """Whether DKMS counts a version as added. What was built of it may outlive that: a removal can overtake a build."""
+        known = self.versions.get((module, version))
+        return known is not None and bool(known.source)
+
 
 def read(root: Root, settings: Settings) -> DkmsTree:
     """Read the tree. No tree is an empty one."""

@@ -47,4 +47,4 @@ def notes(root: Root) -> dict[tuple[str, str], Parked]:
 
 def parked(root: Root, tree: DkmsTree) -> Mapping[tuple[str, str], Parked]:
     """The versions that are parked now."""
-    return {names: note for names, note in notes(root).items() if names not in tree.versions}
+    return {names: note for names, note in notes(root).items() if not tree.is_registered(*names)}

@@ -63,7 +63,7 @@ def sources(
             module=module,
             version=version,
             path=path,
-            registered=(module, version) in tree.versions,
+            registered=tree.is_registered(module, version),
             registered_at=_registered_at(root, settings, module, version),
             package=owner or (known.package if known else ""),
             unpacked=owners.unpacked(owner),

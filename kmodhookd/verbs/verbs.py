@@ -175,7 +175,9 @@ class Verbs:
         last = kind is DecisionKind.REMOVED and not self._built_elsewhere(cell, kernels)
         upgrade = maintscript.upgrade() if last else ""
         if upgrade:
-            return Result(notes=parking.park(self.root, self.settings, inventory, source, upgrade))
+            notes = parking.park(self.root, self.settings, inventory, source, upgrade)
+            registry.mark_found(self.root, *cell, by_ourselves=False)
+            return Result(notes=notes)
         if last and source.registered:
             actions.append(Action(kind=ActionKind.REMOVE, module=source.module, version=source.version))
         for kernel in () if maintscript.of_kernel_hook() else [""] if last or not kernels else kernels:

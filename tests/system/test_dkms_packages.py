@@ -135,7 +135,7 @@ class TestInPlaceOfRealDkms:
         assert wanted.built_modules(debian, kernels.k1.release) == MODULES
         assert "acpi_call" in wanted.indexed(debian, kernels.k1.release)
         configured = said[said.index("Setting up acpi-call-dkms") :]
-        assert "building acpi-call/1.2.2" in configured.split("Processing triggers")[0]
+        assert f"acpi-call/1.2.2 for {kernels.k1.release}: done" in configured.split("Processing triggers")[0]
 
     def test_upgrade_keeps_the_old_module_until_the_new_one_is_in(self, debian: Machine, kernels: Kernels) -> None:
         witness = repack.put_script_package(debian, "zz-witness", {"preinst": WITNESS})
@@ -186,7 +186,11 @@ class TestInPlaceOfRealDkms:
             assert NAME not in wanted.indexed(debian, kernel.release)
         wanted.apt(debian, "purge", PACKAGE)
         wanted.settle(debian)
-        assert debian.run(f"find /var/lib/kmodhookd /var/lib/dkms -name '{NAME}*'").stdout == ""
+        places = " ".join(f"/var/lib/kmodhookd/{name}" for name in ("records", "failures", "parked", "found"))
+        left = debian.run(
+            f"find {places} /var/lib/dkms -path '*{NAME}*' 2>/dev/null; cat /var/lib/kmodhookd/decisions.json"
+        )
+        assert NAME not in left.stdout
 
     def test_a_removed_kernel_is_no_decision_against_its_modules(self, debian: Machine, kernels: Kernels) -> None:
         """DKMS's conffile /etc/kernel/prerm.d/dkms is still there, and calls `dkms remove -k`."""

@@ -98,4 +98,6 @@ def test_wrong_options_are_refused(fresh_installed_machine: Machine) -> None:
     told = debian.run(["systemd/install.sh", "--nonsense"], cwd=installed.CHECKOUT_INSIDE, check=False)
     assert told.returncode == 3
     assert "--nonsense" in told.stderr
+    both = debian.run(["systemd/install.sh", "--dkms", "--uninstall"], cwd=installed.CHECKOUT_INSIDE, check=False)
+    assert (both.returncode, "--dkms" in both.stderr) == (3, True)
     assert "usage" in debian.run(["systemd/install.sh", "--help"], cwd=installed.CHECKOUT_INSIDE).stdout

@@ -247,6 +247,7 @@ class TestInPlaceOfRealDkms:
         assert shown.strip() == "2.0"
         pacman(with_dkms, "-R", "tiny-dkms")
         assert wanted.built_modules(with_dkms, kernels.k2.release) == []
+        wanted.settle(with_dkms)
         assert with_dkms.run("dkms status").stdout == ""
 
     def test_uninstall_brings_the_real_one_back_where_packages_need_it(self, with_dkms: Machine) -> None:

@@ -235,6 +235,27 @@ def test_what_real_dkms_installed_is_known_as_ours_before_its_build_is_out_of_si
     assert [file.path for file in machine.record().files] == [f"{UPDATES}/foo.ko"]
 
 
+def test_a_build_that_a_removal_overtakes_is_no_registration(machine: Machine) -> None:
+    """Real dkms removes the tree while we compile: what is stored then has no `source`. It is registered again, or goes."""
+    link = machine.path("/var/lib/dkms/foo/1.0/source")
+
+    def overtaken() -> None:
+        shutil.rmtree(machine.path("/var/lib/dkms/foo/1.0"))
+        machine.build("1.0")
+        link.unlink()
+
+    overtaken()
+    assert not next(iter(look(machine.root, SETTINGS).sources)).registered
+    machine.one_pass()
+    assert link.is_symlink() and machine.installed() == "1.0"
+    overtaken()
+    machine.path(f"/var/lib/dpkg/info/{PACKAGE}.list").write_text("/.\n")
+    shutil.rmtree(machine.path("/usr/src/foo-1.0"))
+    machine.one_pass()
+    assert machine.installed() == "original"
+    assert not machine.path("/var/lib/dkms/foo/1.0").exists()
+
+
 def test_a_crash_in_the_middle_is_no_removal(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(path: Path, target: Path) -> None:
         raise OSError(errno.EIO, "as a power cut would", path)
