@@ -87,7 +87,6 @@ def _bounds(task: Task) -> list[str]:
             (task.cover("/tmp"), f"mode=1777,size={memory // 4},nosuid,nodev"),
             (task.cover("/dev/shm"), f"mode=1777,size={memory // 10},nosuid,nodev"),
             (task.cover("/run"), "ro,mode=555,size=64k"),
-            (task.cover("/sys"), "ro,mode=555,size=64k"),
         )
         if path
     ]
