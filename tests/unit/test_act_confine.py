@@ -163,7 +163,7 @@ def test_a_pipe_is_lent_anew(cage: Cage) -> None:
 
 def test_it_ends_with_whoever_started_it(private: Cage) -> None:
     """A worker that is killed cannot kill its builds any more."""
-    mark = "14.14213"
+    mark = "1414.213"
     pid = os.fork()
     if not pid:
         shell(private, f"trap '' TERM; setsid sleep {mark} & wait; sleep {mark}")

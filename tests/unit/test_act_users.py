@@ -128,3 +128,19 @@ def test_one_that_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users, "processes_of", lambda _uid: [os.getpid()])
     with pytest.raises(Fault, match="do not end"):
         users.end_all(OTHER)
+
+
+def test_one_that_is_always_another_process_is_ended() -> None:
+    """Each forks the next and ends: whoever kills them one by one from a list comes too late for each."""
+    with users.lend(ROOT) as (uid, _):
+        as_user(uid, "env", 'HOP=sh -c "$HOP" &', "sh", "-c", 'sh -c "$HOP"').wait()
+        started(uid)
+    assert not users.processes_of(uid)
+
+
+def test_one_that_kills_whatever_is_of_its_user_is_ended() -> None:
+    """Also the one that is to kill it, if that is of its user."""
+    with users.lend(ROOT) as (uid, _), as_user(uid, "sh", "-c", "while :; do kill -KILL -1; done") as killer:
+        started(uid)
+        users.end_all(uid)
+        assert killer.wait(60) == -9
