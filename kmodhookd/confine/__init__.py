@@ -49,7 +49,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
 }
 AUTO = "auto"
 NONE = "none"
-PROBE_TIMEOUT = 20.0
+PROBE_TIMEOUT = 60.0  # seconds: a machine that is busy is no reason for a weaker mechanism
 TIMEOUT = 60.0  # seconds, where nobody says otherwise
 
 

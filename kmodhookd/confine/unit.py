@@ -44,7 +44,9 @@ def wrap(task: Task) -> list[str]:
     variables = [f"{name}={value}" for name, value in task.environment.items()]
     inside = ["/bin/sh", "-c", _SUPERVISE, "kmodhookd-confine"]
     inside += ["env", "-i", *variables, *task.dropped_here(), *task.begun()]
-    command = systemd.transient(inside, [*SANDBOX, *_bounds(task)], ["--service-type=exec"])
+    command = systemd.transient(
+        inside, [*SANDBOX, *_bounds(task)], ["--service-type=exec", "--description=A build of kmodhookd"]
+    )
     pipe = "" if task.pipe is None else f"/proc/self/fd/{task.pipe}"
     return [*WITH_PARENT, "/bin/sh", "-c", _CLIENT, "sh", pipe, *command]
 
