@@ -52,7 +52,7 @@ HARM = {
     ),
     "network": Hostile("bash -c 'echo > /dev/tcp/127.0.0.1/22' && cp /bin/true tiny.ko", SOURCE, FAILED),
     "signals": Hostile("kill -KILL $PPID; kill -KILL -1; kill -KILL 1; true", PRODUCT, NO_MODULE),
-    "suicide": Hostile("kill -KILL $$", KILLED, "was killed by SIGKILL|exit status 137"),
+    "suicide": Hostile("kill -KILL $$", KILLED, "the build was killed"),
     "traces": Hostile("cat /proc/$PPID/mem /proc/1/environ /proc/1/root/etc/shadow; false", SOURCE, FAILED),
     "mounts": Hostile("mount -t tmpfs none /mnt && insmod tiny.ko", SOURCE, FAILED),
     "daemon": Hostile(f"setsid sh -c 'trap \"\" TERM; setsid sleep {MARK}' >/dev/null 2>&1 & true", PRODUCT, NO_MODULE),

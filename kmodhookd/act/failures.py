@@ -146,7 +146,8 @@ def from_result(
         return failed(recipe, FailureClass.KILLED, f"{doing} printed more than it may", remedy=remedy)
     cause, line, reason, remedy = diagnose(result.output, fallback)
     if not line and (result.status < 0 or result.status == 128 + 9):
-        cause, reason, remedy = FailureClass.KILLED, f"{doing} was {result.sentence()}", "it is tried again by itself"
+        how = "killed" if result.status > 0 else result.sentence()
+        cause, reason, remedy = FailureClass.KILLED, f"{doing} was {how}", "it is tried again by itself"
     if not reason:
         reason = f"{doing} failed: {result.sentence()}"
     if directory:

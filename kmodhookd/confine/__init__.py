@@ -49,7 +49,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
 }
 AUTO = "auto"
 NONE = "none"
-PROBE_TIMEOUT = 20.0
+PROBE_TIMEOUT = 60.0  # seconds: a machine that is busy is no reason for a weaker mechanism
 TIMEOUT = 60.0  # seconds, where nobody says otherwise
 
 
@@ -61,6 +61,7 @@ class Cage:
     mechanism: str
     uid: int
     gid: int
+    foreign: frozenset[str] = frozenset()  # whose processes are not of it, see `users.User`
 
     @property
     def description(self) -> str:
@@ -111,7 +112,7 @@ class Cage:
         result = run.run(command, env=env, timeout=timeout, pass_fds=lent, **how)
         if self.mechanism != NONE:
             # Also where the mechanism does it: what a build hands out is looked at next, and may not change any more.
-            users.end_all(self.uid)
+            users.end_all(self.uid, self.foreign)
         if self.mechanism == "unit" and systemd.refused(result):
             raise Fault(f"systemd did not start the unit of a build: {result.last_line}", hint="it is tried again")
         return result
@@ -124,12 +125,12 @@ def cage(root: Root, sandbox: str = AUTO) -> Iterator[Cage]:
     `sandbox` is what policy says: a mechanism, or `auto`. A `Fault` when that one does not work here.
     """
     kind = mechanism(root, sandbox)
-    with users.lend(root) as (uid, gid):
+    with users.lend(root) as user:
         try:
-            yield Cage(root, kind, uid, gid)
+            yield Cage(root, kind, *user)
         finally:
             if kind == "setuid":
-                setuid.tidy(root, uid, gid)
+                setuid.tidy(root, user.uid, user.gid)
 
 
 def mechanism(root: Root, sandbox: str = AUTO) -> str:

@@ -44,7 +44,9 @@ def wrap(task: Task) -> list[str]:
     variables = [f"{name}={value}" for name, value in task.environment.items()]
     inside = ["/bin/sh", "-c", _SUPERVISE, "kmodhookd-confine"]
     inside += ["env", "-i", *variables, *task.dropped_here(), *task.begun()]
-    command = systemd.transient(inside, [*SANDBOX, *_bounds(task)], ["--service-type=exec"])
+    command = systemd.transient(
+        inside, [*SANDBOX, *_bounds(task)], ["--service-type=exec", "--description=A build of kmodhookd"]
+    )
     pipe = "" if task.pipe is None else f"/proc/self/fd/{task.pipe}"
     return [*WITH_PARENT, "/bin/sh", "-c", _CLIENT, "sh", pipe, *command]
 
@@ -87,7 +89,6 @@ def _bounds(task: Task) -> list[str]:
             (task.cover("/tmp"), f"mode=1777,size={memory // 4},nosuid,nodev"),
             (task.cover("/dev/shm"), f"mode=1777,size={memory // 10},nosuid,nodev"),
             (task.cover("/run"), "ro,mode=555,size=64k"),
-            (task.cover("/sys"), "ro,mode=555,size=64k"),
         )
         if path
     ]

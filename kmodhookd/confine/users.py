@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from kmodhookd import run, store
 from kmodhookd.errors import Fault
@@ -30,44 +31,59 @@ DYNAMIC = "/run/systemd/dynamic-uid"  # the numbers that systemd has lent to ser
 _KILL = "kill -KILL -1"
 
 
+class User(NamedTuple):
+    """One that is lent."""
+
+    uid: int
+    gid: int
+    foreign: frozenset[str] = (
+        frozenset()
+    )  # process namespaces that were there before: those of containers, and who is in them
+
+
 def build_user(root: Root) -> tuple[int, int]:
     """Who builds in `root`: (uid, gid) of `kmodhookd-build` there, else a number that nobody there has."""
     return next(_candidates(root))
 
 
 @contextlib.contextmanager
-def lend(root: Root) -> Iterator[tuple[int, int]]:
-    """(uid, gid) of a build user that nobody else has meanwhile. Whatever it still runs at the end is killed.
+def lend(root: Root) -> Iterator[User]:
+    """A build user that nobody else has meanwhile. Whatever it still runs at the end is killed.
 
     Without being root it is the caller, and nothing is killed. A `Fault` when there is no free user.
     """
     if os.geteuid() != 0:
-        yield os.getuid(), os.getgid()
+        yield User(os.getuid(), os.getgid())
         return
     for uid, gid in _candidates(root):
         lock = _take(uid)
         if lock is None:
             continue
+        user = User(uid, gid, _namespaces())
         try:
-            yield uid, gid
+            yield user
         finally:
             try:
-                end_all(uid)
+                end_all(uid, user.foreign)
             finally:
                 _give_back(uid, lock)
         return
     raise Fault("there is no free user to build as", hint=f"see the numbers in {DIRECTORY}")
 
 
-def end_all(uid: int) -> None:
-    """Kill every process of a build user and wait until they are gone. A `Fault` when they do not go."""
+def end_all(uid: int, foreign: frozenset[str] = frozenset()) -> None:
+    """Kill every process of a build user and wait until they are gone. A `Fault` when they do not go.
+
+    A container without user namespaces has the same users as we, and perhaps a kmodhookd: whoever is in a namespace of
+    `foreign` is left alone.
+    """
     deadline = time.monotonic() + ENDING
-    while processes := processes_of(uid):
-        # All at once, by one that is the user itself: no fork can slip through between two of a list's entries. One of
-        # them may do the same to this one; that leaves few, which are then killed by root, whom they cannot stop.
-        run.run(
-            ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "/bin/sh", "-c", _KILL], timeout=ENDING
-        )
+    while processes := processes_of(uid, foreign):
+        if processes == processes_of(uid):
+            # All at once, by one that is the user itself: no fork can slip through between two of a list's entries. One
+            # of them may do the same to this one; that leaves few, which are then killed by root, whom they cannot stop.
+            become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+            run.run([*become, "/bin/sh", "-c", _KILL], timeout=ENDING)
         for pid in processes:
             _kill(pid, uid)
         if time.monotonic() > deadline:
@@ -82,7 +98,7 @@ def sweep() -> None:
             lock = _lock(path, create=False)
             if lock is not None:
                 with contextlib.suppress(Fault):
-                    end_all(int(path.name))
+                    end_all(int(path.name), _namespaces())
                     _give_back(int(path.name), lock)
 
 
@@ -93,15 +109,32 @@ def lent() -> set[int]:
     return {int(path.name) for path in Path(DIRECTORY).glob("[1-9]*")}
 
 
-def processes_of(uid: int) -> list[int]:
-    """Processes that have a user as any of their four uids. Those that only wait to be reaped do not count."""
-    return [pid for pid in _all_processes() if _fields_of(pid, uid)]
+def processes_of(uid: int, foreign: frozenset[str] = frozenset()) -> list[int]:
+    """Processes that have a user as any of their four uids, but for those in namespaces of others.
+
+    Those that only wait to be reaped do not count.
+    """
+    return [pid for pid in _all_processes() if _fields_of(pid, uid) and _namespace(pid) not in foreign]
 
 
 def memory_of(uid: int) -> int:
     """Bytes of memory that a user's processes have to themselves."""
     kilobytes = (_fields_of(pid, uid).get("RssAnon", "0 kB") for pid in _all_processes())
     return sum(int(text.split()[0]) for text in kilobytes) << 10
+
+
+def _namespaces() -> frozenset[str]:
+    """The process namespaces of everybody but us."""
+    own = _namespace(os.getpid())
+    return frozenset(each for each in map(_namespace, _all_processes()) if each not in ("", own))
+
+
+def _namespace(pid: int) -> str:
+    """The process namespace of a process; "" when it has ended meanwhile."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
 
 
 def _all_processes() -> list[int]:
@@ -170,7 +203,7 @@ def _take(uid: int) -> int | None:
         return None  # it is somebody's whom no list has
     lock = _lock(path, create=True)
     if lock is not None and stray:
-        end_all(uid)
+        end_all(uid, _namespaces())
     return lock
 
 

@@ -181,15 +181,24 @@ def test_a_root_without_a_compiler(bench: Bench, k2: Kernel, base_root: Overlay)
     assert failure.reason == f"no compiler in {poor.root.prefix}"
 
 
-def test_a_full_disk(bench: Bench, k2: Kernel) -> None:
+@pytest.mark.parametrize(
+    ("size", "make", "says"),
+    [
+        ("64k", "", "0 MiB are free for builds, 64 MiB are needed"),
+        ("100m", "head -c 80M /dev/zero > big; sleep 600", "the build was about to fill the disk"),
+    ],
+    ids=["before", "in the build"],
+)
+def test_a_full_disk(bench: Bench, k2: Kernel, size: str, make: str, says: str) -> None:
     """Real DKMS ends with 0 and stores a truncated module."""
-    source = bench.source("full")
+    name = f"full-{size}"
+    source = bench.source(name)
     place = bench.root.prefix / "var/cache/kmodhookd/build"
     place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
     try:
-        with pytest.raises(BuildFailed) as caught:
-            bench.build(source, bench.recipe("full", k2), k2)
+        with pytest.raises(BuildFailed, match=says) as caught:
+            bench.build(source, bench.recipe(name, k2, make=make), k2)
     finally:
         subprocess.run(["umount", place], check=True)
     assert caught.value.failure.cause is FailureClass.SPACE

@@ -163,7 +163,7 @@ def test_a_pipe_is_lent_anew(cage: Cage) -> None:
 
 def test_it_ends_with_whoever_started_it(private: Cage) -> None:
     """A worker that is killed cannot kill its builds any more."""
-    mark = "14.14213"
+    mark = "1414.213"
     pid = os.fork()
     if not pid:
         shell(private, f"trap '' TERM; setsid sleep {mark} & wait; sleep {mark}")
@@ -181,7 +181,10 @@ def test_it_ends_with_whoever_started_it(private: Cage) -> None:
 
 def test_nothing_is_left_where_everybody_writes() -> None:
     with confine.cage(ROOT, "setuid") as cage:
-        shell(cage, "mkdir -p /tmp/ours-d/e && touch /tmp/ours-d/e/f /var/tmp/ours-f /dev/shm/ours-f")
+        shell(
+            cage,
+            "mkdir -p /tmp/ours-d/e && touch /tmp/ours-d/e/f /var/tmp/ours-f /dev/shm/ours-f && chmod 0 /tmp/ours-d/e",
+        )
         assert Path("/tmp/ours-d/e/f").exists() and Path("/dev/shm/ours-f").exists()
     assert not [path for top in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(top).glob("ours-*")]
 

@@ -60,11 +60,11 @@ def test_another_root_s_build_user_is_not_somebody_of_ours(tmp_path: Path) -> No
 
 def test_each_build_has_one_of_its_own(lists: Path) -> None:
     with users.lend(ROOT) as first, users.lend(ROOT) as second:
-        assert first != second and 0 not in (*first, *second)
-        assert users.lent() == {first[0], second[0]}
+        assert first.uid != second.uid and 0 not in (*first, *second)
+        assert users.lent() == {first.uid, second.uid}
     assert users.lent() == set() and not any(lists.iterdir())
     with users.lend(ROOT) as again:
-        assert again == first
+        assert again.uid == first.uid
 
 
 def test_none_is_lent_that_somebody_uses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_none_is_lent_that_somebody_uses(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with as_user(users.FALLBACK_UID, "sleep", "600") as somebody:
         started(users.FALLBACK_UID)
         with users.lend(ROOT) as lent:
-            assert lent[0] == users.FALLBACK_UID - 2
+            assert lent.uid == users.FALLBACK_UID - 2
         assert somebody.poll() is None
         somebody.kill()
 
@@ -87,7 +87,7 @@ def test_when_all_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_it_still_runs_at_the_end_is_killed() -> None:
-    with users.lend(ROOT) as (uid, _):
+    with users.lend(ROOT) as (uid, *_):
         left = [as_user(uid, "sh", "-c", "trap '' TERM INT HUP; sleep 600; sleep 600") for _ in range(3)]
         started(uid, 6)
     assert [one.wait(60) for one in left] == [-9] * 3
@@ -106,7 +106,7 @@ def test_strays_of_a_killed_program_are_ended(lists: Path) -> None:
 
 
 def test_what_others_use_is_not_swept(lists: Path) -> None:
-    with users.lend(ROOT) as (uid, _), as_user(uid, "sleep", "600") as working:
+    with users.lend(ROOT) as (uid, *_), as_user(uid, "sleep", "600") as working:
         started(uid)
         users.sweep()
         assert working.poll() is None and users.lent() == {uid}
@@ -125,6 +125,48 @@ def test_its_memory_is_counted() -> None:
 
 def test_one_that_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users, "ENDING", 0.1)
-    monkeypatch.setattr(users, "processes_of", lambda _uid: [os.getpid()])
+    monkeypatch.setattr(users, "processes_of", lambda *_: [os.getpid()])
     with pytest.raises(Fault, match="do not end"):
         users.end_all(OTHER)
+
+
+def test_one_that_is_always_another_process_is_ended() -> None:
+    """Each forks the next and ends: whoever kills them one by one from a list comes too late for each."""
+    with users.lend(ROOT) as (uid, *_):
+        as_user(uid, "env", 'HOP=sh -c "$HOP" &', "sh", "-c", 'sh -c "$HOP"').wait()
+        started(uid)
+    assert not users.processes_of(uid)
+
+
+def test_one_that_kills_whatever_is_of_its_user_is_ended() -> None:
+    """Also the one that is to kill it, if that is of its user."""
+    with users.lend(ROOT) as (uid, *_), as_user(uid, "sh", "-c", "while :; do kill -KILL -1; done") as killer:
+        started(uid)
+        users.end_all(uid)
+        assert killer.wait(60) == -9
+
+
+def test_a_container_s_builds_are_left_alone() -> None:
+    """It has the same users as this machine, perhaps the same kmodhookd-build, and its processes are seen here."""
+    with users.lend(ROOT) as (uid, *_):
+        pass
+    words = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "setpriv",
+        f"--reuid={uid}",
+        f"--regid={uid}",
+        "--clear-groups",
+    ]
+    with subprocess.Popen([*words, "sleep", "600"]) as container:
+        started(uid)
+        foreign = users._namespaces()
+        own = as_user(uid, "sleep", "600")
+        started(uid, 2)
+        users.end_all(uid, foreign)
+        assert own.wait(60) == -9 and container.poll() is None and len(users.processes_of(uid)) == 1
+        with users.lend(ROOT) as other:
+            assert other.uid != uid, "two cannot tell theirs apart"
+        container.kill()
