@@ -19,12 +19,20 @@ wall() {
     echo $((total + SLACK))
 }
 
+# end_group: ask what `bounded` has started to end; before timeout(1) has made the group, there is but one process.
+end_group() {
+    [ -z "$group" ] || kill -s TERM -- "-$group" 2>/dev/null || kill -s TERM "$group" 2>/dev/null || :
+}
+
 # bounded SECONDS COMMAND...: run it in a process group of its own, with our standard input; afterwards nothing of the
 # group is left. The status is the command's, 124 or 137 when it was stopped. What is meant for people comes on its
 # standard output; what a broken interpreter says about itself on the other helps nobody in the middle of an upgrade.
 bounded() {
     seconds=$1
     shift
+    # A signal may come before there is anything to pass it on to.
+    group='' interrupted=''
+    trap 'interrupted=yes; end_group' INT TERM HUP
     # timeout(1) makes the group: its process id is the group's. A job in the background would get /dev/null as its
     # standard input, hence the detour over descriptor 9.
     (exec 9<&0) 2>/dev/null || exec </dev/null
@@ -32,7 +40,7 @@ bounded() {
     timeout -k 5 "$seconds" "$@" <&9 9<&- 2>/dev/null &
     group=$!
     exec 9<&-
-    trap 'kill -s TERM -- "-$group" 2>/dev/null' INT TERM HUP
+    [ -z "$interrupted" ] || end_group
     wait "$group" 2>/dev/null
     status=$?
     # wait(1) is cut short by a trapped signal: the command then still has the time to end in order.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmodhookd import store
+from kmodhookd.act import workspace
 from kmodhookd.act.stored import store_loaded
-from kmodhookd.act.workspace import copy_tree
 from kmodhookd.errors import Fault, InvalidArgument
 from kmodhookd.model import NAME_PATTERN, Conf, Source
 from kmodhookd.observe import dkmsconf
@@ -85,9 +85,9 @@ def copy_source(root: Root, settings: Settings, incoming: Incoming, *, force: bo
     staged = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
     try:
         if target.is_dir() and not force:
-            copy_tree(incoming.source, target, 0, 0, hidden=False)
+            workspace.copy_source(incoming.source, target)
         else:
-            copy_tree(incoming.source, staged, 0, 0, hidden=False)
+            workspace.copy_source(incoming.source, staged)
             staged.chmod(0o755)
             _put(staged, target)
     except OSError as error:
@@ -167,13 +167,16 @@ def _names(root: Root, settings: Settings, directory: Path) -> tuple[str, str]:
     kernel = (os.uname().release, os.uname().machine)
     plain = settings.model_copy(update={"invocation": settings.invocation.model_copy(update={"conf": ""})})
     conf = dkmsconf.read_conf(within, plain, source, [kernel])[kernel]
-    if isinstance(conf, Conf):
+    try:
+        if not isinstance(conf, Conf):
+            raise conf
         module, version = conf.scalar("PACKAGE_NAME"), conf.scalar("PACKAGE_VERSION")
-        if module and version:
-            check_names(module, version)
-            return module, version
-        conf = Fault("it has no PACKAGE_NAME or no PACKAGE_VERSION")
-    raise BadConf(conf.what, where=f"{directory.name}/dkms.conf", hint="correct dkms.conf")
+        if not (module and version):
+            raise Fault("it has no PACKAGE_NAME or no PACKAGE_VERSION")
+        check_names(module, version)
+    except Fault as fault:
+        raise BadConf(fault.what, where=f"{directory.name}/dkms.conf", hint="correct dkms.conf") from None
+    return module, version
 
 
 def _directories(directory: Path) -> list[Path]:

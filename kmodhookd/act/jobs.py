@@ -49,6 +49,11 @@ class Jobs:
         job.queue()
         return job
 
+    def beat(self) -> None:
+        """Something of what is being built moved: whoever waits goes on waiting."""
+        for job in list(self._of.values()):
+            job.beat()
+
     def failed(self, action: Action) -> bool:
         """Whether this action's build did not succeed, so that there is nothing to install."""
         job = self._of.get((action.module, action.version, action.kernel))
@@ -118,6 +123,7 @@ class Job:
         self._started = time.time()
         self._told = 0.0
         self._phase = ""
+        self._fraction = 0.0
 
     def drop(self) -> None:
         """Give it up before it began: the pass that was asked for will have it. Nobody heard of it, so nothing is said."""
@@ -138,8 +144,13 @@ class Job:
         now = time.monotonic()
         if phase == self._phase and now - self._told < INTERVAL:
             return
-        self._phase, self._told = phase, now
+        self._phase, self._told, self._fraction = phase, now, fraction
         self._emit("progress", phase=phase, fraction=fraction)
+
+    def beat(self) -> None:
+        """It is still where it was, and at work."""
+        if self._phase and not self.result:
+            self._emit("progress", phase=self._phase, fraction=self._fraction)
 
     def wait_note(self, sentence: str) -> None:
         """What the job waits for."""

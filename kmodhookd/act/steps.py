@@ -16,9 +16,11 @@ from kmodhookd.act.depmod import depmod
 from kmodhookd.act.jobs import Job, Jobs
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.act.lock import engine_lock, work_lock
+from kmodhookd.act.pulse import Pulse
 from kmodhookd.act.rounds import Attempt, Round
 from kmodhookd.act.scripts import Kind, run_script
 from kmodhookd.act.stored import store_built
+from kmodhookd.confine import build_user
 from kmodhookd.errors import Fault, Internal
 from kmodhookd.model import (
     Action,
@@ -138,7 +140,8 @@ class Work:
         if not builds:
             return
         server = JobServer(self.settings.build.jobs)
-        with server, ThreadPoolExecutor(max_workers=server.tokens) as pool:
+        pulse = Pulse(build_user(self.root)[0], self.jobs.beat)
+        with server, pulse, ThreadPoolExecutor(max_workers=server.tokens) as pool:
             futures: dict[Future[None], Action] = {}
             for kernel in builds:
                 for action in builds[kernel]:

@@ -45,11 +45,12 @@ def unpack(archive: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(archive: Path, target: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with archive.open("rb") as file:
-            start = file.read(len(ZSTD))
-    except FileNotFoundError:
-        raise NotFound("it does not exist", where=str(archive)) from None
+    if not archive.exists():
+        raise NotFound("it does not exist", where=str(archive))
+    if not archive.is_file():  # to open a FIFO would be to wait for somebody
+        raise _bad(archive, "it is no file")
+    with archive.open("rb") as file:
+        start = file.read(len(ZSTD))
     if start != ZSTD:
         with tarfile.open(archive) as tar:
             yield tar

@@ -78,11 +78,11 @@ def prepare(root: Root, source: Source, recipe: Recipe, uid: int, gid: int) -> W
         os.chmod(path, 0o711)
         workspace.accepted.mkdir(mode=0o700)
         workspace.build.mkdir(mode=0o755)
-        sources = copy_tree(origin, workspace.build, uid, gid)
+        sources = _copy_tree(origin, workspace.build, uid, gid)
         overlay = root.resolve(f"/etc/dkms/{recipe.module}/patches")
         if overlay.is_dir():
             (workspace.build / "patches").mkdir(exist_ok=True)
-            copy_tree(overlay, workspace.build / "patches", uid, gid)
+            _copy_tree(overlay, workspace.build / "patches", uid, gid)
     except BaseException:
         workspace.remove()
         raise
@@ -111,7 +111,12 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def copy_tree(origin: Path, target: Path, uid: int, gid: int, *, hidden: bool = True) -> int:
+def copy_source(origin: Path, target: Path) -> None:
+    """Copy a source to where it is to stay: ours, and without what is hidden at its top. OSError as `prepare`."""
+    _copy_tree(origin, target, 0, 0, hidden=False)
+
+
+def _copy_tree(origin: Path, target: Path, uid: int, gid: int, *, hidden: bool = True) -> int:
     """Copy files, directories and links (as links, never what they lead to). Number of .c files copied.
 
     Anything else (a FIFO, a socket, a device) is left out: no source is made of those. Times are kept, since make goes

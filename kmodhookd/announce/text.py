@@ -91,22 +91,22 @@ def _failed_row(failure: Failure) -> Row:
 # --- the summary ----------------------------------------------------------------------------------------------------
 
 
-def summary(news: News, backend: str = "", *, gave_up: bool = False, alone: bool = False) -> list[str]:
+def summary(news: News, backend: str = "", *, gave_up: str = "", alone: bool = False) -> list[str]:
     """The lines to print: notes first, then an empty line and the warnings. [] when there is nothing to say.
 
-    `gave_up`: the waiting was ended before everything was settled; `alone`: and there is no daemon that goes on.
+    `gave_up`: why the waiting was ended before everything was settled; `alone`: and there is no daemon that goes on.
     """
     notes: list[tuple[Level, str]] = []
     warnings: list[tuple[Level, str]] = []
     for kernel in dict.fromkeys(row.kernel for row in news.rows if row.kernel):
         rows = [row for row in news.rows if row.kernel == kernel]
-        notes += _notes(kernel, rows, gave_up and not alone)
+        notes += _notes(kernel, rows, bool(gave_up) and not alone)
         missing = next((one for one in news.missing if one.kernel == kernel), None)
         if missing is not None:
             warnings += _missing(missing)
         warnings += _warnings(kernel, rows)
         if gave_up and alone:
-            warnings += _left_undone(kernel, rows)
+            warnings += _left_undone(kernel, rows, gave_up)
     warnings += _broken(news.rows)
     prefix = PREFIXES.get(backend, PREFIXES[""])
     lines = [prefix[level] + text for level, text in notes]
@@ -170,13 +170,13 @@ def _warnings(kernel: str, rows: Sequence[Row]) -> Iterable[tuple[Level, str]]:
                 yield "detail", row.remedy
 
 
-def _left_undone(kernel: str, rows: Sequence[Row]) -> Iterable[tuple[Level, str]]:
+def _left_undone(kernel: str, rows: Sequence[Row], why: str) -> Iterable[tuple[Level, str]]:
     """Nobody goes on with it where there is no daemon."""
     undone = _names(rows, AT_WORK)
     if undone:
         yield (
             "warning",
-            f"{join(undone)} {'is' if len(undone) == 1 else 'are'} not built for {kernel}: it took too long",
+            f"{join(undone)} {'is' if len(undone) == 1 else 'are'} not built for {kernel}: {why}",
         )
         yield "detail", "it is done when kmodhookd starts next, or now: kmodhookd --once"
 

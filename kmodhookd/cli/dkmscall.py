@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 
 from kmodhookd.cli.dkmsargs import Arguments, Refused
+from kmodhookd.cli.options import job_line
 from kmodhookd.observe import decisions, dkmstree
 from kmodhookd.observe.kernels import running_release
 from kmodhookd.protocol import WorkerEvent
@@ -30,12 +31,10 @@ class Call:
         return self._verbs
 
     def _tell(self, event: WorkerEvent) -> None:
-        job = event.job
-        if job is None or job.kind == "progress":
-            return
-        name = f"{job.module}/{job.version} for kernel {job.kernel}"
-        print(f"Building {name}" if job.kind == "started" else f"{name}: {job.result}", flush=True)
-        if job.kind == "finished" and (self.settings.dkms.verbose or self.arguments.options.debug):
+        job, line = event.job, job_line(event)
+        if line:
+            print(line, flush=True)
+        if job is not None and job.kind == "finished" and (self.settings.dkms.verbose or self.arguments.options.debug):
             self._show_log(job.module, job.version, job.kernel)
 
     def _show_log(self, module: str, version: str, kernel: str) -> None:

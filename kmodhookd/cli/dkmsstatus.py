@@ -9,6 +9,7 @@ import filecmp
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from kmodhookd.errors import Fault
@@ -69,7 +70,6 @@ class Listing:
     settings: Settings
     tree: dkmstree.DkmsTree
     broken: list[str] = field(default_factory=list)  # MODULE/VERSION, as they come by
-    _links: list[str] | None = None
 
     @classmethod
     def read(cls, root: Root, settings: Settings) -> "Listing":
@@ -80,6 +80,22 @@ class Listing:
     def style(self) -> Style:
         """The words that are asked for by the settings."""
         return STYLES[self.settings.front_end.status]
+
+    @cached_property
+    def _family(self) -> families.Family:
+        return families.detect(self.root)
+
+    @cached_property
+    def _modules(self) -> str:
+        """The directory of module trees, inside."""
+        default = self.settings.install_tree in ("/usr/lib/modules", "/lib/modules")
+        return self.root.inside(self.root.modules if default else self.root.resolve(self.settings.install_tree))
+
+    @cached_property
+    def _links(self) -> list[str]:
+        """Every weak link, inside."""
+        trees = sorted(self.root.resolve(self._modules).glob("*/weak-updates"))
+        return [self.root.inside(link) for tree in trees for link in tree.rglob("*.ko*") if link.is_symlink()]
 
     def lines(self, query: Query) -> Iterator[str]:
         """The lines, in DKMS's order: by module, version, kernel, architecture; again for each kernel asked for."""
@@ -151,15 +167,14 @@ class Listing:
     ) -> Iterable[str]:
         """Where a module may be: where we put it, where DKMS puts it on this distribution, and then anywhere."""
         release, arch = kernel
-        tree = f"{self.root.inside(_modules(self.root, self.settings))}/{release}"
+        tree = f"{self._modules}/{release}"
         record = decisions.record(self.root, (entry.module, entry.version, release, arch))
         if record is not None and record.files:
             yield from (file.path for file in record.files if module_name(file.path) == name)
             return
         meant = next((one.dest_location for one in (recipe.modules if recipe else ()) if one.dest_name == name), "")
-        family = families.detect(self.root)
-        if meant or family.directory or family.addon_directory:
-            yield from (f"{tree}{family.module_directory(meant)}/{name}{suffix}" for suffix in SUFFIXES)
+        if meant or self._family.directory or self._family.addon_directory:
+            yield from (f"{tree}{self._family.module_directory(meant)}/{name}{suffix}" for suffix in SUFFIXES)
         else:
             yield from (one.path for one in modtree.walk(self.root, tree).get(modtree.module_name(name), ()))
 
@@ -179,11 +194,7 @@ class Listing:
 
     def _linked(self, origin: str) -> dict[str, set[str]]:
         """Kernel → names of modules that are weak links into the tree of `origin`."""
-        top = _modules(self.root, self.settings)
-        if self._links is None:
-            found = [link for tree in sorted(top.glob("*/weak-updates")) for link in tree.rglob("*.ko*")]
-            self._links = [self.root.inside(link) for link in found if link.is_symlink()]
-        inside = self.root.inside(top)
+        inside = self._modules
         result: dict[str, set[str]] = {}
         for link in self._links:
             target = self.root.resolve(link)
@@ -222,11 +233,6 @@ def _missing(recipe: Recipe | None, stored: Sequence[str]) -> bool:
     """Whether the DKMS tree lacks a module that dkms.conf declares for this kernel."""
     names = {module_name(path) for path in stored}
     return recipe is not None and any(not one.excluded and one.dest_name not in names for one in recipe.modules)
-
-
-def _modules(root: Root, settings: Settings) -> Path:
-    default = settings.install_tree in ("/usr/lib/modules", "/lib/modules")
-    return root.modules if default else root.resolve(settings.install_tree)
 
 
 def _fits(name: str, pattern: str) -> bool:

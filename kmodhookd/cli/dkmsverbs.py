@@ -67,8 +67,9 @@ def _add(call: Call) -> int:
         code = _finish(loaded.result)
     else:
         module, version = call.name()
+        verbs = call.verbs
         try:
-            code = _finish(call.verbs.add(module, version, again=False))
+            code = _finish(verbs.add(module, version, again=False))
         except NotFound:
             raise Refused(2, f"{call.settings.source_tree}/{module}-{version} is not there, or not a source") from None
         except AlreadyThere:
@@ -216,8 +217,8 @@ def _kernel_verb(call: Call) -> int:
 
 def _generate_mok(call: Call) -> int:
     verbs = call.verbs  # root's business
-    sign = importlib.import_module("kmodhookd.act.sign")
-    for sentence in sign.generate_mok(verbs.root, verbs.settings):
+    mok = importlib.import_module("kmodhookd.act.mok")
+    for sentence in mok.generate_mok(verbs.root, verbs.settings):
         print(sentence)
     return 0
 

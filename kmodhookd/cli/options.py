@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kmodhookd.root import Root
 
 if TYPE_CHECKING:
+    from kmodhookd.protocol import WorkerEvent
     from kmodhookd.settings import Settings
 
 
@@ -70,6 +71,17 @@ def settings_for(root: Root, arguments: argparse.Namespace) -> "Settings":
         if option(tree):
             changes[tree] = _path(option(tree))
     return loaded.model_copy(update=changes)
+
+
+def job_line(event: "WorkerEvent") -> str:
+    """What is said of a job: when its build begins (an installation alone has none), and its end; "" else."""
+    job = event.job
+    if job is None:
+        return ""
+    name = f"{job.module}/{job.version} for {job.kernel}"
+    if job.kind == "finished":
+        return f"{name}: {job.result}"
+    return f"building {name}" if job.kind == "progress" and job.phase == "prepare" else ""
 
 
 def _path(given: str) -> str:

@@ -10,15 +10,15 @@ import argparse
 import contextlib
 import os
 import re
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kmodhookd import client, notes, settings, store
 from kmodhookd.announce import text
+from kmodhookd.cli import patience
 from kmodhookd.cli.news import bus_news
 from kmodhookd.errors import Fault, NotFound, Unreachable
 from kmodhookd.model import NAME_PATTERN, Noun
@@ -41,7 +41,7 @@ class Transaction(Noun):
     sources: tuple[str, ...] = ()  # names of directories in /usr/src
     before: dict[str, tuple[int, int]] | None = None  # name → inode and change time (ns) of its dkms.conf
     running: str = ""  # the running kernel, when its modules were there at the beginning
-    gave_up: bool = False
+    gave_up: str = ""  # why the waiting was ended before everything was settled
     failed: tuple[str, ...] = ()  # builds of which that was said: they may be tried again, and it is not said again
 
 
@@ -58,7 +58,7 @@ class Hook:
         self.transaction = store.load(self.path, Transaction) or Transaction()
         self._one_at_a_time = threading.Lock()
 
-    def remember(self, *, kernels: Iterable[str] = (), sources: Iterable[str] = (), gave_up: bool = False) -> None:
+    def remember(self, *, kernels: Iterable[str] = (), sources: Iterable[str] = (), gave_up: str = "") -> None:
         """Add to what the transaction has touched."""
         known = self.transaction
         self.transaction = known.model_copy(
@@ -120,9 +120,9 @@ class Hook:
             known = known.model_copy(update={"sources": tuple(dict.fromkeys((*known.sources, *changed)))})
         try:
             if known.kernels or known.sources:
-                news, settled, alone = self._news()
+                news, gave_up, alone = self._news()
                 about = news.about(known.kernels, known.sources)
-                for line in text.summary(about, self.backend, gave_up=not settled, alone=alone):
+                for line in text.summary(about, self.backend, gave_up=gave_up, alone=alone):
                     say(line)
         finally:
             with contextlib.suppress(OSError):
@@ -144,24 +144,27 @@ class Hook:
         kernels = list(dict.fromkeys(kernels))
         daemon = self._daemon()
         if daemon is None:
-            _, settled = self._pass_here(kernels, event)
+            _, gave_up = self._pass_here(kernels, event)
         else:
             ticket = 0
             for kernel in kernels:
                 with contextlib.suppress(NotFound):  # gone already, and never known: nothing to be done for it
                     ticket = daemon.reconcile(kernel)
             limit = SHORT_WAIT if event in ("leaving", "gone") else 0
-            settled = self._wait(daemon, ticket or daemon.reconcile(), limit)
-        if not settled and event in ("kernel", "targets"):
-            self.remember(gave_up=True)
+            gave_up = self._wait(daemon, ticket or daemon.reconcile(), limit)
+        if gave_up and event in ("kernel", "targets"):
+            self.remember(gave_up=gave_up)
 
-    def _wait(self, daemon: client.Client, ticket: int, limit: int = 0) -> bool:
-        """Whether it was settled within the limits. One line is said for each build's start and end."""
+    def _wait(self, daemon: client.Client, ticket: int, limit: int = 0) -> str:
+        """Wait within the limits; why that was given up, "" when it was settled. Each build's start and end is said."""
         stall, total = self.settings.hooks.stall, self.settings.hooks.total
         if limit:
             stall = min(stall, limit)
+        begun = time.monotonic()
         # 0 in all: do not wait (to the client it would mean without limit).
-        return daemon.wait(ticket, stall, total or 0.1, self._progress) is not None
+        if daemon.wait(ticket, stall, total or 0.1, self._progress) is not None:
+            return ""
+        return patience.TOTAL.format(total) if time.monotonic() - begun >= total else patience.STALL.format(stall)
 
     def _progress(self, event: text.Job) -> None:
         """Say what there is to say of a job. May be called from any thread."""
@@ -178,8 +181,8 @@ class Hook:
             if not again or event.result == "done":
                 say(line)
 
-    def _pass_here(self, kernels: Sequence[str], event: str) -> tuple[Snapshot, bool]:
-        """A pass in this process: how things look, and whether it came to its end within the limits; if not, a note.
+    def _pass_here(self, kernels: Sequence[str], event: str) -> tuple[Snapshot, str]:
+        """A pass in this process: how things look, and why it was ended before it was done ("" = it was not), with a note.
 
         As with the daemon, the gate is open for these kernels alone until the transaction is over, so that no initramfs
         is made which the package manager's own hooks make a moment later.
@@ -193,11 +196,11 @@ class Hook:
         if over and self.transaction.gave_up:
             controls.wind_down.set()  # a look, and nothing that takes long
         seen = Snapshot()
-        with limited(controls.abandon, self.settings.hooks.total, self.settings.hooks.stall) as progressed:
+        with patience.limited(controls.abandon, self.settings.hooks.total, self.settings.hooks.stall) as limits:
 
             def emit(event: WorkerEvent) -> None:
                 nonlocal seen
-                progressed()
+                limits.progressed()
                 seen = event.snapshot or seen
                 if event.job is not None:
                     self._progress(event.job)
@@ -206,16 +209,16 @@ class Hook:
             engine.one_pass(self.root, self.settings, request, emit, controls)
         if controls.stop.is_set():
             notes.leave(self.root, self.backend, event, kernels)
-        return seen, not controls.wind_down.is_set()
+        return seen, limits.gave_up or (self.transaction.gave_up if over else "")
 
-    def _news(self) -> tuple[text.News, bool, bool]:
-        """What things look like now that the package manager is done; whether all is settled, and all was done here."""
+    def _news(self) -> tuple[text.News, str, bool]:
+        """What things look like now that the package manager is done; why not all is settled; whether all was done here."""
         daemon = self._daemon()
         if daemon is None:
-            snapshot, settled = self._pass_here((), "summary")
-            return text.from_snapshot(snapshot, gave_up=not settled), settled, True
-        settled = self._wait(daemon, daemon.reconcile(), LAST_WAIT if self.transaction.gave_up else 0)
-        return bus_news(daemon, self.root), settled, False
+            snapshot, gave_up = self._pass_here((), "summary")
+            return text.from_snapshot(snapshot, gave_up=bool(gave_up)), gave_up, True
+        gave_up = self._wait(daemon, daemon.reconcile(), LAST_WAIT if self.transaction.gave_up else 0)
+        return bus_news(daemon, self.root), gave_up, False
 
     # --- small things ---
 
@@ -339,35 +342,3 @@ def say(line: str) -> None:
     """Print a line into the transaction; nobody reading it is no reason to fail."""
     with contextlib.suppress(BrokenPipeError):
         print(line, flush=True)
-
-
-@contextlib.contextmanager
-def limited(stop: Callable[[], None], total: float, stall: float = 0.0) -> Iterator[Callable[[], None]]:
-    """Call `stop` after `total` seconds, after `stall` seconds (0 = any number) without progress, or when asked to end.
-
-    What is yielded is to be called whenever there is progress.
-    """
-    over = threading.Event()
-    begun = last = time.monotonic()
-
-    def progressed() -> None:
-        nonlocal last
-        last = time.monotonic()
-
-    def watch() -> None:
-        while True:
-            now = time.monotonic()
-            left = min(begun + total - now, last + stall - now if stall else total)
-            if left <= 0:
-                stop()
-                return
-            if over.wait(left):
-                return
-
-    before = signal.signal(signal.SIGTERM, lambda _number, _frame: stop())
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield progressed
-    finally:
-        over.set()
-        signal.signal(signal.SIGTERM, before)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from kmodhookd.cli.exits import Exit
-from kmodhookd.cli.options import settings_for
+from kmodhookd.cli.options import job_line, settings_for
 from kmodhookd.errors import InvalidArgument
 from kmodhookd.model import DecisionKind
 from kmodhookd.observe import dkmstree
@@ -105,11 +105,9 @@ def _mktarball(root: Root, settings: Settings, arguments: argparse.Namespace) ->
 
 
 def _tell(event: WorkerEvent) -> None:
-    job = event.job
-    if job is None or job.kind == "progress":
-        return
-    name = f"{job.module}/{job.version} for {job.kernel}"
-    print(f"building {name}" if job.kind == "started" else f"{name}: {job.result}", flush=True)
+    line = job_line(event)
+    if line:
+        print(line, flush=True)
 
 
 def _finish(result: Result) -> int:

@@ -140,12 +140,8 @@ class Verbs:
         inventory = look(self.root, self.settings)
         _check_kernel(inventory, kernel)
 
-        def is_meant(one: Placement) -> bool:
-            there = one.active or (one.record is not None and bool(one.record.files))
-            return there and one.kernel == template and module in ("", one.module)
-
-        names = {_name(one) for one in inventory.placements if is_meant(one)}
-        names |= {f"{m}/{v}" for m, v, k, _ in inventory.orphans if k == template and module in ("", m)}
+        active = dkmstree.read(self.root, self.settings).active
+        names = {f"{m}/{v}" for (m, k, _), v in active.items() if k == template and module in ("", m)}
         for name in names:
             self._take_back(_source(inventory, *name.split("/")), [kernel])
 

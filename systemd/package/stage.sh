@@ -37,7 +37,8 @@ mkdir -p "$dest/etc/kmodhookd/config.d"
 put 644 systemd/completion/kmodhookctl usr/share/bash-completion/completions/kmodhookctl
 put 644 systemd/man/kmodhookctl.1 usr/share/man/man1/kmodhookctl.1
 put 644 systemd/man/kmodhookd.8 usr/share/man/man8/kmodhookd.8
-gzip -9n "$dest/usr/share/man/man1/kmodhookctl.1" "$dest/usr/share/man/man8/kmodhookd.8"
+put 644 systemd/man/kmodhookd-dkms.8 usr/share/man/man8/kmodhookd-dkms.8
+gzip -9n "$dest/usr/share/man/man1/kmodhookctl.1" "$dest/usr/share/man/man8"/kmodhookd*.8
 [ ! -f "$here/README.md" ] || put 644 README.md usr/share/doc/kmodhookd/README.md
 
 put 755 systemd/package/setup.sh usr/lib/kmodhookd/setup

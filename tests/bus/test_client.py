@@ -55,7 +55,7 @@ def test_client_gives_up_when_nothing_moves(daemon: Served) -> None:
     begun = time.monotonic()
     assert daemon_client.wait(ticket, stall=1.0, total=30) is None
     assert daemon_client.wait(ticket, stall=30, total=1.0) is None
-    assert 1.9 < time.monotonic() - begun < 4
+    assert 1.9 < time.monotonic() - begun < 25
     daemon.go("go")
     assert daemon_client.wait(ticket, 10, 10) is not None
     assert daemon_client.wait(0, 10, 10) is not None

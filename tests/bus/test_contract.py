@@ -246,7 +246,7 @@ def test_reading_before_the_first_look_waits_for_it(served: Served) -> None:
     assert served.bus.get("State") == 's "working"'  # nobody else waits
     assert asking.poll() is None
     served.go("go")
-    out, _ = asking.communicate(timeout=10)
+    out, _ = asking.communicate(timeout=60)
     assert "evdi" in out
 
 

@@ -227,6 +227,30 @@ def test_verbs_on_no_system(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "no such module" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["mktarball", "x"], 3),
+        (["mktarball", "x/1"], 3),
+        (["mktarball", "x/1", "--source-only", "--binaries-only"], 3),
+        (["ldtarball", "nothing.tar.gz"], 3),
+        (["match", "--templatekernel", "a", "-k", "a"], 3),
+        (["match", "--templatekernel", "a", "-k", "b"], 3),
+        (["autoinstall", "-k", "nothing"], 3),
+        (["autoinstall"], 0),
+        (["add", "."], 3),
+        (["remove", "x"], 3),
+    ],
+)
+def test_engine_verbs_on_an_empty_system(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], code: int
+) -> None:
+    trees.make(tmp_path, trees.DEBIAN)
+    assert cli.main([*words, "--root", str(tmp_path)]) == code
+    said = capsys.readouterr().err
+    assert not code or said.startswith("kmodhookctl: ")
+
+
 def test_the_matrix_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     tables: list[list[str]] = []
     monkeypatch.setattr(show, "_table", lambda _rows, headers: tables.append(list(headers)))

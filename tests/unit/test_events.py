@@ -149,7 +149,7 @@ def test_a_vanished_file_system_is_survived(seen: Seen, tmp_path: Path) -> None:
 def test_nothing_pending_does_not_block(seen: Seen) -> None:
     begun = time.monotonic()
     seen.watcher._readable()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 60
 
 
 def test_the_descriptor_is_not_inherited(seen: Seen) -> None:
@@ -193,32 +193,34 @@ class Fired:
 
     def __init__(self, quiet: float, ceiling: float) -> None:
         self.times: list[float] = []
+        self.last = 0.0  # when the last event began to be told
         self.coalescer = Coalescer(Loop(), lambda: self.times.append(time.monotonic()), quiet, ceiling)
 
     def during(self, seconds: float, every: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
+            self.last = time.monotonic()
             self.coalescer.event()
             iterate(lambda: False, every)
 
 
 def test_a_burst_is_one_look_after_the_quiet_time() -> None:
-    fired = Fired(0.3, 10)
-    fired.during(0.6, 0.05)
+    fired = Fired(1.0, 60)
+    fired.during(1.5, 0.05)
     assert fired.times == []
-    last = time.monotonic()
-    iterate(lambda: bool(fired.times), 2)
-    assert 0.1 < fired.times[0] - last < 0.6
-    iterate(lambda: False, 0.5)
+    iterate(lambda: bool(fired.times), 60)
+    assert fired.times[0] - fired.last > 0.95
+    iterate(lambda: False, 1.5)
     assert len(fired.times) == 1
 
 
 def test_a_burst_without_end_is_looked_at_after_the_ceiling() -> None:
-    fired = Fired(0.5, 0.8)
+    fired = Fired(0.8, 0.8)
     begun = time.monotonic()
-    fired.during(1.4, 0.05)
+    fired.during(3.0, 0.05)
     assert fired.times
-    assert 0.7 < fired.times[0] - begun < 1.2
+    assert fired.times[0] - begun > 0.75
+    assert fired.times[0] < fired.last, "it did not wait for the end"
 
 
 def test_what_is_dropped_does_not_fire() -> None:

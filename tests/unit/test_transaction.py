@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from kmodhookd import notes
 from kmodhookd.announce import text
-from kmodhookd.cli import transaction
+from kmodhookd.cli import patience, transaction
 from kmodhookd.model import Cell, Fact, Failure, FailureClass, MissingHeaders, State
 from kmodhookd.protocol import JobEvent, Snapshot, WorkerEvent
 from kmodhookd.root import Root
@@ -113,7 +114,7 @@ def test_what_did_not_go_ahead_is_said(state: State, words: str) -> None:
 def test_giving_up_says_what_goes_on() -> None:
     news = text.News((row("evdi", State.BUILDING),))
     assert text.summary(news) == []
-    assert "still being built: evdi/1.0" in text.summary(news, gave_up=True)[0]
+    assert "still being built: evdi/1.0" in text.summary(news, gave_up="nothing moved for 60 s")[0]
 
 
 def test_giving_up_without_a_daemon_says_what_was_not_done() -> None:
@@ -122,9 +123,9 @@ def test_giving_up_without_a_daemon_says_what_was_not_done() -> None:
 
     cells = (cell("evdi", State.ADDED), cell("jool", State.BUILT), cell("old", State.ADDED, wanted=False))
     news = text.from_snapshot(Snapshot(cells=cells), gave_up=True)
-    assert text.summary(news, "alpm", gave_up=True, alone=True) == [
+    assert text.summary(news, "alpm", gave_up="nothing moved for 60 s", alone=True) == [
         "",
-        f"==> WARNING: evdi/1 and jool/1 are not built for {K}: it took too long",
+        f"==> WARNING: evdi/1 and jool/1 are not built for {K}: nothing moved for 60 s",
         "  -> it is done when kmodhookd starts next, or now: kmodhookd --once",
     ]
     assert text.summary(text.from_snapshot(Snapshot(cells=cells)), "alpm") == []
@@ -223,7 +224,7 @@ def test_the_uppermost_package_manager_is_the_transaction(tmp_path: Path) -> Non
     ask = f"""
 import sys
 sys.path.insert(0, {str(here)!r})
-from kmodhookd.cli import transaction
+from kmodhookd.cli import patience, transaction
 print(transaction.package_manager())
 """
     for name in ("apt-get", "dpkg"):
@@ -247,23 +248,24 @@ def test_notes_are_taken_once(tmp_path: Path) -> None:
 
 def test_a_limit_ends_the_work_and_is_taken_back() -> None:
     ended: list[str] = []
-    with transaction.limited(lambda: ended.append("asked"), 60):
+    with patience.limited(lambda: ended.append("asked"), 600) as limits:
         os.kill(os.getpid(), 15)
-    assert ended == ["asked"]
-    with transaction.limited(lambda: ended.append("late"), 0.01):
-        subprocess.run(["sleep", "0.2"], check=True)
-    assert ended == ["asked", "late"]
+    assert (ended, limits.gave_up) == (["asked"], "it was interrupted")
+    late = threading.Event()
+    with patience.limited(late.set, 0.01) as limits:
+        assert late.wait(60)
+    assert limits.gave_up == "the limit of 0.01 s was over"
 
 
 def test_progress_keeps_the_limit_away() -> None:
-    ended: list[str] = []
-    with transaction.limited(lambda: ended.append("stalled"), 60, 0.5) as progressed:
-        for _ in range(8):
-            time.sleep(0.1)
-            progressed()
-        assert ended == []
-        time.sleep(0.8)
-    assert ended == ["stalled"]
+    stalled = threading.Event()
+    with patience.limited(stalled.set, 600, 2) as limits:
+        for _ in range(12):
+            time.sleep(0.25)
+            limits.progressed()
+        assert not stalled.is_set(), "three seconds, but never two without progress"
+        assert stalled.wait(60)
+    assert limits.gave_up == "nothing moved for 2 s"
 
 
 def test_a_build_that_fails_again_is_not_told_of_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A root in which our `dkms` and real DKMS (3.0.10) are called in turn."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bed import roots
+from bed.kernels import Kernels
+from bed.overlay import Overlay
+
+from kmodhookd.cli import dkms
+from kmodhookd.root import Root
+
+ARCH = "x86_64"
+
+
+class Site:
+    """A root in which both are called."""
+
+    def __init__(self, overlay: Overlay, kernels: Kernels, capsys: pytest.CaptureFixture[str] | None = None) -> None:
+        self.overlay = overlay
+        self.root = Root(overlay.root)
+        self.k1, self.k2 = kernels.k1.release, kernels.k2.release
+        self.alone = kernels.rt2.release  # headers without a kernel
+        self.out = self.err = ""
+        self.capsys = capsys
+
+    def ours(self, *words: str) -> int:
+        """Our exit code; what it said is in `out` and `err`."""
+        code = dkms.main(list(words), self.root)
+        if self.capsys is not None:
+            self.out, self.err = self.capsys.readouterr()
+        return code
+
+    def real(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return self.overlay.run(["dkms", *words], check=False)
+
+    def status(self, *words: str, style: str = "3.0") -> list[str]:
+        """Our lines, in the words of the real one beside us by default."""
+        config = self.overlay.path("/etc/kmodhookd/config.toml")
+        config.parent.mkdir(exist_ok=True)
+        config.write_text(f'[dkms]\nstatus = "{style}"\n')
+        assert self.ours("status", *words) == 0
+        return self.out.splitlines()
+
+    def agreed(self, module: str) -> list[str]:
+        """The lines of a module, the same from both."""
+        ours, real = self.status("-m", module), self.real("status", "-m", module).stdout.splitlines()
+        assert ours == real
+        return ours
+
+    def file(self, module: str, kernel: str) -> Path:
+        return self.root.resolve(f"/usr/lib/modules/{kernel}/updates/dkms/{module}.ko")
+
+    def line(self, module: str, kernel: str, state: str) -> str:
+        return f"{module}/1.0, {kernel}, {ARCH}: {state}"
+
+
+@pytest.fixture(scope="module")
+def place(kernels: Kernels) -> Iterator[Overlay]:
+    """One root for all tests here: each has modules of its own."""
+    with roots.overlay("engine", label="dkms-verbs") as overlay:
+        yield overlay
+
+
+@pytest.fixture
+def site(place: Overlay, kernels: Kernels, capsys: pytest.CaptureFixture[str]) -> Site:
+    return Site(place, kernels, capsys)
+
+
+@pytest.fixture
+def fresh(engine_root: Overlay, kernels: Kernels, capsys: pytest.CaptureFixture[str]) -> Site:
+    """A root of its own: autoinstall is about all that is there."""
+    return Site(engine_root, kernels, capsys)

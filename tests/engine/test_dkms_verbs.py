@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Our `dkms` in a root with real DKMS (3.0.10): after each verb the real one must read the tree as we do."""
+
+import shutil
+
+import pytest
+from bed.wanted import indexed, tiny_source, vermagic
+from bothdkms import ARCH, Site, fresh, place, site
+
+from kmodhookd import engine
+from kmodhookd.act.controls import Controls
+from kmodhookd.observe import decisions
+from kmodhookd.protocol import Request
+from kmodhookd.settings import Settings
+
+pytestmark = pytest.mark.engine
+
+__all__ = ["fresh", "place", "site"]
+
+
+def test_a_life(site: Site) -> None:
+    tiny_source(site.overlay, "life")
+    assert site.ours("add", "life/1.0") == 0
+    assert site.agreed("life") == ["life/1.0: added"]
+    assert site.ours("add", "-m", "life", "-v", "1.0") == site.real("add", "life/1.0").returncode == 3
+    assert site.ours("build", "life/1.0", "-k", site.k1) == 0
+    assert site.agreed("life") == [site.line("life", site.k1, "built")]
+    assert site.ours("install", "-m", "life/1.0", f"--kernelver={site.k1}/{ARCH}") == 0
+    assert site.agreed("life") == [site.line("life", site.k1, "installed")]
+    assert vermagic(site.overlay, site.k1, "life").startswith(f"{site.k1} ")
+    assert site.ours("install", "life/1.0", "-k", site.k1) == 0 and "already installed" in site.out
+    assert site.ours("uninstall", "life/1.0", "-k", site.k1) == 0 and not site.file("life", site.k1).exists()
+    assert site.agreed("life") == [site.line("life", site.k1, "built")]
+    assert site.ours("unbuild", "life/1.0", "-k", site.k1) == 0
+    assert site.agreed("life") == ["life/1.0: added"]
+    assert site.ours("unbuild", "life/1.0", "-k", site.k1) == 0 and "Skipping" in site.out
+    assert site.ours("install", "life/1.0", "-k", site.k1, "-k", site.k2) == 0
+    assert len(site.agreed("life")) == 2
+    assert site.ours("remove", "life/1.0", "-k", site.k1) == 0
+    assert site.agreed("life") == [site.line("life", site.k2, "installed")]
+    assert site.ours("remove", "life/1.0", "-k", site.k2) == 0
+    assert site.agreed("life") == [], "the last kernel takes the version along, as in DKMS"
+    assert site.ours("remove", "life/1.0", "--all") == site.real("remove", "life/1.0", "--all").returncode == 3
+    assert site.overlay.path("/usr/src/life-1.0/dkms.conf").exists()
+
+
+def test_either_continues_what_the_other_began(site: Site) -> None:
+    for module in ("mine", "theirs"):
+        tiny_source(site.overlay, module)
+    assert site.ours("build", "mine/1.0", "-k", site.k1) == 0
+    assert site.real("install", "mine/1.0", "-k", site.k1).returncode == 0
+    assert site.real("build", "theirs/1.0", "-k", site.k1).returncode == 0
+    assert site.ours("install", "theirs/1.0", "-k", site.k1) == 0 and "building" not in site.out
+    for module in ("mine", "theirs"):
+        assert site.agreed(module) == [site.line(module, site.k1, "installed")]
+    assert site.real("remove", "theirs/1.0", "--all").returncode == 0
+    assert site.ours("remove", "mine/1.0", "--all") == 0
+    for module in ("mine", "theirs"):
+        assert site.agreed(module) == [] and not site.file(module, site.k1).exists()
+
+
+def test_of_several_kernels_the_worst_counts(site: Site) -> None:
+    tiny_source(site.overlay, "several")
+    nowhere = "6.1.0-0-nowhere"
+    assert site.ours("install", "several/1.0", "-k", nowhere, "-k", site.k1) == 21
+    assert nowhere in site.err and site.file("several", site.k1).exists()
+    assert site.ours("unbuild", "several/1.0", "--all") == 0
+    real = site.real("install", "several/1.0", "-k", nowhere, "-k", site.k1)
+    assert real.returncode == 0, "DKMS has the last one's status only"
+    assert site.ours("uninstall", "several/1.0", "--all") == 0
+    assert site.agreed("several") == [site.line("several", site.k1, "built")]
+
+
+def test_patterns_and_filters_of_status(site: Site) -> None:
+    for module in ("pat-one", "pat-two"):
+        tiny_source(site.overlay, module)
+        assert site.ours("build", f"{module}/1.0", "-k", site.k1, "-k", site.k2) == 0
+    tiny_source(site.overlay, "pat-three")
+    assert site.ours("add", "pat-three/1.0") == 0
+    queries = (
+        ("pat-*",),
+        ("pat-*", "-k", site.k1),
+        ("-m", "pat-o*", "-k", "6.1*", "-a", "x86*"),
+        ("pat-*/1.*", "-k", f"{site.k2}/{ARCH}"),
+        ("pat-*", "-k", site.k1, "-k", site.k2),
+        ("nothing-like-it",),
+    )
+    for words in queries:
+        assert site.status(*words) == site.real("status", *words).stdout.splitlines(), words
+    assert len(site.status("pat-*")) == 5
+
+
+def test_what_is_wrong_is_in_the_line(site: Site) -> None:
+    tiny_source(site.overlay, "suffix")
+    original = site.root.resolve(f"/usr/lib/modules/{site.k1}/kernel/drivers/net/suffix.ko")
+    tiny_source(site.overlay, "donor")
+    assert site.ours("build", "donor/1.0", "-k", site.k1) == 0
+    shutil.copy(site.root.resolve(f"/var/lib/dkms/donor/1.0/{site.k1}/{ARCH}/module/donor.ko"), original)
+    assert site.ours("install", "suffix/1.0", "-k", site.k1, "--force") == 0
+    site.file("suffix", site.k1).write_bytes(b"altered")
+    lines = site.agreed("suffix")
+    assert "(WARNING! Diff between built and installed module!)" in lines[0]
+    (line,) = site.status("suffix", style="3.4")
+    assert line.endswith(" (Differences between built and installed modules)")
+    stored = site.root.resolve(f"/var/lib/dkms/suffix/1.0/{site.k1}/{ARCH}/module/suffix.ko")
+    stored.unlink()
+    assert site.agreed("suffix") == ["suffix/1.0: added"]
+    assert site.status("suffix", style="3.4")[0].endswith("(Built modules are missing in the kernel modules folder)")
+    site.overlay.path("/usr/src/suffix-1.0").rename(site.overlay.path("/usr/src/elsewhere"))
+    assert site.status("suffix", style="3.4") == ["suffix/1.0: broken"]
+    assert "Error! suffix/1.0: Missing the module source directory" in site.err
+    assert site.ours("install", "suffix/1.0", "-k", site.k1) == 4
+    assert site.ours("remove", "suffix/1.0", "--all") == 0 and site.status("suffix") == []
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+def test_exit_codes(site: Site) -> None:
+    code = site.ours
+
+    def install(module: str, *words: str) -> int:
+        return code("install", f"{module}/1.0", "-k", site.k1, *words)
+
+    tiny_source(site.overlay, "c-source", body="#error no")
+    tiny_source(site.overlay, "c-product", conf=['BUILT_MODULE_NAME[0]="other"', 'DEST_MODULE_NAME[0]="c-product"'])
+    tiny_source(site.overlay, "c-conf", conf=['DEST_MODULE_LOCATION[0]="/nowhere"'])
+    tiny_source(site.overlay, "c-patch", conf=['PATCH[0]="fix.patch"'])
+    patches = site.overlay.path("/usr/src/c-patch-1.0/patches")
+    patches.mkdir()
+    (patches / "fix.patch").write_text("--- a/none\n+++ b/none\n@@ -1 +1 @@\n-x\n+y\n")
+    tiny_source(site.overlay, "c-nopatch", conf=['PATCH[0]="none.patch"'])
+    assert install("c-nopatch") == 6 and site.real("install", "c-nopatch/1.0", "-k", site.k1).returncode == 5
+    tiny_source(site.overlay, "c-excluded", conf=['BUILD_EXCLUSIVE_KERNEL="^2\\."'])
+    tiny_source(site.overlay, "c-depends", conf=['BUILD_DEPENDS[0]="c-source"'])
+    expected = {"c-source": 10, "c-product": 7, "c-conf": 8, "c-patch": 6, "c-excluded": 77, "c-depends": 13}
+    assert {module: install(module) for module in expected} == expected
+    del expected["c-depends"]  # DKMS looks at BUILD_DEPENDS from 3.1 on
+    assert {module: site.real("install", f"{module}/1.0", "-k", site.k1).returncode for module in expected} == expected
+    assert install("c-depends", "--force") == 0
+    assert code("build", "c-none/1.0", "-k", site.k1) == site.real("build", "c-none/1.0", "-k", site.k1).returncode == 2
+    assert code("build", "c-depends/1.0", "-k", "6.0-none") == 21
+    assert code("build", "c-depends/1.0") == 1 and "-k" in site.err, "the running kernel is not this root's"
+
+
+def test_scripts_that_fail(site: Site) -> None:
+    for kind in ("PRE_BUILD", "PRE_INSTALL", "POST_INSTALL"):
+        module = f"s-{kind.lower().replace('_', '-')}"
+        source = tiny_source(site.overlay, module, conf=[f'{kind}="script.sh"'])
+        (source / "script.sh").write_text("#!/bin/sh\nexit 77\n")
+        (source / "script.sh").chmod(0o755)
+    install = ("-k", site.k1)
+    assert site.ours("install", "s-pre-build/1.0", *install) == 10
+    assert not site.file("s-pre-build", site.k1).exists()
+    assert site.real("install", "s-pre-build/1.0", *install).returncode == 0, "3.0 goes on, 3.4 says 'skipped'"
+    assert site.ours("install", "s-pre-install/1.0", *install) == 101
+    assert not site.file("s-pre-install", site.k1).exists()
+    assert site.ours("install", "s-pre-install/1.0", *install, "--force") == 0
+    assert site.file("s-pre-install", site.k1).exists()
+    assert site.ours("install", "s-post-install/1.0", *install) == 1 and "POST_INSTALL" in site.err
+    assert site.agreed("s-post-install") == [site.line("s-post-install", site.k1, "installed")]
+
+
+# --- whole kernels ----------------------------------------------------------------------------------------------------
+
+
+def test_autoinstall_and_the_verbs_of_kernels(fresh: Site) -> None:
+    site = fresh
+    tiny_source(site.overlay, "aa-last", conf=['BUILD_DEPENDS[0]="zz-first"'])
+    tiny_source(site.overlay, "bad")
+    tiny_source(site.overlay, "fails", body="#error no")
+    tiny_source(site.overlay, "manual", conf=['AUTOINSTALL="no"'])
+    tiny_source(site.overlay, "needy", conf=['BUILD_DEPENDS[0]="nobody"'])
+    tiny_source(site.overlay, "never", conf=['BUILD_EXCLUSIVE_KERNEL="^2\\."'])
+    tiny_source(site.overlay, "unasked")
+    tiny_source(site.overlay, "zz-first")
+    for module in ("aa-last", "bad", "fails", "manual", "needy", "never", "zz-first"):
+        assert site.ours("add", f"{module}/1.0") == 0
+    conf = site.overlay.path("/usr/src/bad-1.0/dkms.conf")
+    conf.write_text(conf.read_text().replace("/updates", "/nowhere"))
+    assert site.ours("autoinstall", "-k", site.k1) == 11
+    lines = [line for line in site.out.splitlines() if line.startswith("Autoinstall on")]
+    on = f"Autoinstall on {site.k1}"
+    assert lines == [
+        f"{on} succeeded for module(s) aa-last zz-first.",
+        f"{on} was skipped for module(s) never.",
+        f"{on} was deferred for module(s) needy.",
+        f"{on} failed for module(s) bad(8) fails(10).",
+    ]
+    for module in ("manual", "unasked"):
+        assert not site.file(module, site.k1).exists()
+    assert site.real("autoinstall", "-k", site.k1).returncode != 0
+    assert site.real("status", "aa-last").stdout.splitlines() == [site.line("aa-last", site.k1, "installed")]
+    # match: what is on the one kernel goes to the other
+    assert site.ours("match", "--templatekernel", site.k1, "-k", site.k1) == 2
+    assert site.ours("match", "-k", site.k2) == 1
+    assert site.ours("match", "--templatekernel", site.k1, "-k", site.k2, "nobody") == 3
+    assert site.ours("match", "--templatekernel", site.k1, "-k", site.k2, "zz-first") == 0
+    assert site.file("zz-first", site.k2).exists() and not site.file("aa-last", site.k2).exists()
+    assert site.ours("match", "--templatekernel", site.k1, "-k", site.k2) == 0
+    assert site.file("aa-last", site.k2).exists()
+    # a kernel is replaced by one of the same name
+    before = site.file("zz-first", site.k2).stat().st_ino
+    assert site.ours("kernel_preinst", "-k", site.k2) == 0
+    assert site.file("zz-first", site.k2).stat().st_ino == before, "there until there is a better one"
+    site.overlay.path("/usr/src/fails-1.0/fails.c").write_text("")
+    assert site.ours("kernel_postinst", "-k", site.k2) == 11
+    assert "building zz-first" in site.out
+    assert site.file("zz-first", site.k2).stat().st_ino != before
+    assert site.ours("kernel_postinst") == 4
+    # and another one goes
+    assert site.ours("kernel_prerm", "-k", site.k2) == 0
+    assert not site.file("zz-first", site.k2).exists() and site.file("zz-first", site.k1).exists()
+    assert "zz-first" not in indexed(site.overlay, site.k2)
+    assert site.real("status", "-m", "zz-first").stdout.splitlines() == [site.line("zz-first", site.k1, "installed")]
+    assert site.ours("install", "zz-first/1.0", "-k", site.k2) == 0, "nobody said that it is not to be there"
+    # what a person takes away stays away; without -k, in a chroot, every kernel is served that is one
+    assert site.ours("uninstall", "zz-first/1.0", "-k", site.k1) == 0
+    site.ours("autoinstall")
+    assert not site.file("zz-first", site.k1).exists() and site.file("aa-last", site.k2).exists()
+    assert not site.file("aa-last", site.alone).exists()
+
+
+def test_headers_alone_are_served_by_an_explicit_verb_and_left_alone_by_the_daemon(fresh: Site) -> None:
+    tiny_source(fresh.overlay, "image")
+    assert fresh.ours("install", "image/1.0", "-k", fresh.alone) == 0, fresh.err
+    assert fresh.file("image", fresh.alone).exists()
+    assert fresh.agreed("image") == [fresh.line("image", fresh.alone, "installed")]
+    record = decisions.record(fresh.root, ("image", "1.0", fresh.alone, ARCH))
+    assert record is not None and record.for_headers
+    engine.one_pass(fresh.root, Settings(), Request(number=1), lambda _: None, Controls())
+    assert fresh.file("image", fresh.alone).exists() and fresh.file("image", fresh.k1).exists()
