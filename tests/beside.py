@@ -17,6 +17,7 @@ from bed import roots
 from bed.overlay import Overlay
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+from modules import MAGIC
 
 from kmodhookd.cli.dkms import main
 from kmodhookd.root import Root
@@ -147,6 +148,7 @@ class Ko:
     exports: frozenset[str]
     sections: tuple[str, ...]  # the names, sorted: shows stripping and signing
     code: dict[str, str] = field(hash=False)  # section → digest
+    signed: bool = field(compare=False)
 
     @staticmethod
     def read(path: Path) -> "Ko":
@@ -166,6 +168,7 @@ class Ko:
             exports=frozenset(exported),
             sections=tuple(sorted(by_name)),
             code=code,
+            signed=content.endswith(MAGIC),
         )
 
 
