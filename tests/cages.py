@@ -8,7 +8,7 @@ _NO = 'no() { ! "$@" >/dev/null 2>&1; }; '
 _OWN = "grep -q ^bwrap /proc/1/cmdline"  # process 1 is the build user's own there, and nobody else sees it
 
 HELD = {
-    "user": 'test "$(id -u)" -gt 1000 && test "$(id -G)" = "$(id -g)"',
+    "user": 'test "$(id -u)" -ne 0 && test "$(id -u)" -ne 65534 && test "$(id -G)" = "$(id -g)"',
     "capabilities": "! grep -E '^Cap' /proc/self/status | grep -v '\t0*$' && grep -q '^NoNewPrivs:\t1$' /proc/self/status",
     "secrets": f"no cat /etc/shadow && {{ {_OWN} || {{ no cat /proc/1/environ && no ls /proc/1/root/ /proc/1/fd/; }}; }}",
     "system": "no touch /etc/ours && no touch /usr/ours && no touch /usr/lib/modules/ours && no touch /var/lib/dkms/ours"
