@@ -94,7 +94,7 @@ def test_it_is_read_as_dkms_reads_it(overlay: Overlay, case: str) -> None:
     variables |= {"tmp_location": "/tmp", "verbose": "", "symlink_modules": ""}
     problems: list[str] = []
     paths = framework.framework_files(root)
-    said = framework._evaluate(root, paths, variables, NONSIGNING, problems) if paths else {}
+    said = framework._evaluate(root, paths, variables, NONSIGNING, problems, "auto") if paths else {}
     assert {name: said.get(name) or variables.get(name, "") for name in NONSIGNING} == nonsigning
     settings = framework.load(root)
     assert [framework.signing_values(root, settings, kernel, "x86_64") for kernel in KERNELS] == signing
