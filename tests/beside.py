@@ -24,6 +24,7 @@ from kmodhookd.root import Root
 
 MODULES = "usr/lib/modules"
 SPEAK_AS_3_0 = '[dkms]\nstatus = "3.0"\n'
+SIGN_IN_CHROOTS = "\ntry_sign_modules=true\n"  # as DKMS 3.0.10 does always, and later ones when told
 DKMS_TREE = "var/lib/dkms"
 # What ours keeps beside DKMS's tree (interface.md), and what a root itself moves.
 OWN = ("var/lib/kmodhookd", "var/cache/kmodhookd", "run/kmodhookd", "var/cache/apt", "tmp", "var/tmp")
@@ -40,6 +41,8 @@ def two_equal_roots(label: str, prepare: Callable[[Overlay], None]) -> Iterator[
     with roots.overlay("engine", label=f"{label}-prepared") as prepared:
         prepared.path("/etc/kmodhookd").mkdir()
         prepared.path("/etc/kmodhookd/config.toml").write_text(SPEAK_AS_3_0)
+        with prepared.path("/etc/dkms/framework.conf").open("a") as framework:
+            framework.write(SIGN_IN_CHROOTS)
         prepare(prepared)
         below = [prepared.detach(), *roots.stack("engine")]
         with Overlay(below, name=f"{label}-dkms") as theirs, Overlay(below, name=f"{label}-ours") as ours:

@@ -108,7 +108,6 @@ def test_scripts_that_run_as_root_are_told_the_same(usual: Stories) -> None:
     assert ours == theirs
 
 
-@pytest.mark.xfail(strict=True, reason="ours does not sign yet")
 def test_what_dkms_signs_is_signed(usual: Stories) -> None:
     theirs, ours = (
         {path: ko.signed for seen in story.seen.values() for path, ko in seen["install"].modules.items()}
