@@ -53,7 +53,7 @@ def resign(
                 plain = workspace.accepted / f"{module.dest_name}.ko"
                 unpack(source, plain)
                 signer(plain, log)
-                files.append(compress(root, plain, kernel.compression))
+                files.append(compress(root, plain, kernel.compression, settings.dkms))
         if (stored / "module" / SYMVERS).is_file():
             files.append(workspace.accepted / SYMVERS)
             shutil.copyfile(stored / "module" / SYMVERS, files[-1])
