@@ -228,8 +228,9 @@ def test_kernel_hooks_speak_on_standard_error(hooks: Installed) -> None:
 def test_an_impatient_person_is_obeyed(hooks: Installed, number: signal.Signals) -> None:
     hooks.ctl(f'echo $$ >"{hooks.top}/child"; exec sleep 300')
     (hooks.top / "etc/config.toml").write_text("[hooks]\ntotal = 100\n")
+    # What is ignored when a shell starts stays ignored (sh(1)): tests that run under nohup, or in the background, are.
     process = subprocess.Popen(
-        [hooks.top / POSTINST[0], RELEASE],
+        ["env", "--default-signal", hooks.top / POSTINST[0], RELEASE],
         env={"PATH": f"{hooks.bin}:/usr/bin:/bin"},
         stderr=subprocess.PIPE,
         start_new_session=True,
