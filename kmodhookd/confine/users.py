@@ -3,13 +3,16 @@
 
 So builds side by side can neither signal nor trace each other nor use up each other's processes, and ending whatever a
 build left running is ending whatever its user runs. Users belong to the kernel and not to a root: whom we lend one to is
-kept in the *calling* system's /run, as a locked file for each number.
+kept in the *calling* system's /run, as a locked file for each number, and claimed by a name that our programs in every
+chroot see (an image build beside the daemon).
 """
 
 import contextlib
 import fcntl
 import os
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -24,6 +27,7 @@ BUILD_USER = "kmodhookd-build"  # made by systemd-sysusers from systemd/sysusers
 FALLBACK_UID = 64937  # in the range that systemd and Debian leave to allocators; the first free one downwards is taken
 FORBIDDEN_UIDS = (0, 65534)  # root, and nobody: who owns what others could not map
 CANDIDATES = 200  # numbers that are tried
+CLAIMING = 20  # times that a name is asked whose it is
 ENDING = 20.0  # seconds in which what was killed must be gone
 DIRECTORY = f"{store.RUNTIME}/users"
 DYNAMIC = "/run/systemd/dynamic-uid"  # the numbers that systemd has lent to services (DynamicUser)
@@ -56,18 +60,19 @@ def lend(root: Root) -> Iterator[User]:
         yield User(os.getuid(), os.getgid())
         return
     for uid, gid in _candidates(root):
-        lock = _take(uid)
-        if lock is None:
-            continue
-        user = User(uid, gid, _namespaces())
-        try:
-            yield user
-        finally:
+        with _claimed(uid) as claimed:
+            lock = _take(uid) if claimed else None
+            if lock is None:
+                continue
+            user = User(uid, gid, _namespaces())
             try:
-                end_all(uid, user.foreign)
+                yield user
             finally:
-                _give_back(uid, lock)
-        return
+                try:
+                    end_all(uid, user.foreign)
+                finally:
+                    _give_back(uid, lock)
+            return
     raise Fault("there is no free user to build as", hint=f"see the numbers in {DIRECTORY}")
 
 
@@ -95,11 +100,12 @@ def sweep() -> None:
     """End what builds left running whose process was killed: nobody holds the lock on their users any more."""
     if os.geteuid() == 0:
         for path in sorted(Path(DIRECTORY).glob("[1-9]*")):
-            lock = _lock(path, create=False)
-            if lock is not None:
-                with contextlib.suppress(Fault):
-                    end_all(int(path.name), _namespaces())
-                    _give_back(int(path.name), lock)
+            with _claimed(int(path.name)) as claimed:
+                lock = _lock(path, create=False) if claimed else None
+                if lock is not None:
+                    with contextlib.suppress(Fault):
+                        end_all(int(path.name), _namespaces())
+                        _give_back(int(path.name), lock)
 
 
 def lent() -> set[int]:
@@ -190,6 +196,41 @@ def _accounts(root: Root, file: str) -> list[tuple[str, int, int]]:
         if len(fields) >= 4 and fields[2].isdecimal():
             found.append((fields[0], int(fields[2]), int(fields[3]) if fields[3].isdecimal() else 0))
     return found
+
+
+@contextlib.contextmanager
+def _claimed(uid: int) -> Iterator[bool]:
+    """Hold the claim on a number as long as the context lasts; False when another program of ours has it.
+
+    It is a name in the abstract namespace (unix(7)), which chroots share and which goes with its process. Everybody can
+    take such a name: only root's counts.
+    """
+    name = f"\0kmodhookd-user-{uid}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as claim:
+        try:
+            claim.bind(name)
+            claim.listen(1)
+        except OSError:
+            yield not _is_roots(name)
+        else:
+            yield True
+
+
+def _is_roots(name: str) -> bool:
+    """Whether root listens under a name. It binds a moment before it listens."""
+    for _ in range(CLAIMING):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+            asking.setblocking(False)
+            try:
+                asking.connect(name)
+            except BlockingIOError:
+                return True  # its queue is full of others who ask
+            except OSError:
+                time.sleep(0.01)
+                continue
+            _, uid, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return bool(uid == 0)
+    return False
 
 
 def _take(uid: int) -> int | None:

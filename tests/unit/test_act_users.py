@@ -67,6 +67,33 @@ def test_each_build_has_one_of_its_own(lists: Path) -> None:
         assert again.uid == first.uid
 
 
+def test_programs_in_other_roots_have_other_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A chroot has a /run of its own. What ends one's builds would end the other's."""
+    with users.lend(ROOT) as outside:
+        monkeypatch.setattr(users, "DIRECTORY", str(tmp_path / "chroot"))
+        with users.lend(ROOT) as inside:
+            assert inside.uid != outside.uid
+        (tmp_path / "chroot" / str(outside.uid)).touch()  # as a killed build leaves it
+        working = as_user(outside.uid, "sleep", "600")
+        started(outside.uid)
+        users.sweep()
+        assert working.poll() is None
+    working.wait(60)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_stranger_cannot_claim_our_users(listens: bool) -> None:
+    script = f"import socket,sys; s=socket.socket(1); s.bind(chr(0)+'kmodhookd-user-{NUMBER}')\n"
+    script += f"if {listens}: s.listen()\nprint(flush=True); sys.stdin.read()"
+    words = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", "/usr/bin/python3", "-c", script]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stranger:
+        assert stranger.stdout is not None
+        stranger.stdout.readline()
+        with users.lend(ROOT) as lent:
+            assert lent.uid == NUMBER
+        stranger.kill()
+
+
 def test_none_is_lent_that_somebody_uses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whoever runs as that number and is in no list: it must not be killed as a stray of ours."""
     monkeypatch.setattr(users, "DYNAMIC", str(tmp_path / "dynamic"))
