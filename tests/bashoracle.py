@@ -11,7 +11,7 @@ from kmodhookd.observe import bashparse
 from kmodhookd.observe.basheval import Shell
 from kmodhookd.observe.bashtree import Undecidable
 
-NOBODY = 64936  # a uid that owns nothing
+NOBODY = 62936  # a uid that owns nothing, and that no build gets
 PREDEFINED = {"kernelver": "6.1.0-56-amd64", "arch": "x86_64", "E": "", "S": "a b  c", "N": "2"}
 NAMES = ("A", "B", "x", "y1", *PREDEFINED)
 Values = dict[tuple[str, int], str]

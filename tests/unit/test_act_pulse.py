@@ -9,7 +9,7 @@ import pytest
 
 from kmodhookd.act.pulse import Pulse, activity
 
-UID = 64931  # nobody else's
+UID = 62931  # nobody else's
 
 
 def as_build_user(*command: str) -> "subprocess.Popen[bytes]":
