@@ -147,7 +147,7 @@ def test_a_hostile_post_build_leaves_nothing_odd(bench: Bench, k2: Kernel, cage:
     kept = stored(bench, recipe)
     assert kept.keys() == {"log/make.log", f"module/tiny_{name}.ko", "module/Module.symvers", "other/good"}
     assert "fifo is not a regular file" in log and "link is a link" in log and "'a b' is no name" in log
-    assert {path.name for path in top.iterdir()} == {*before, k2.release}
+    assert {path.name for path in top.iterdir()} == {*before, k2.release} - {"build"}  # DKMS's own goes after a success
     assert all(path.stat().st_uid == 0 and not path.is_symlink() for path in (top / k2.release).rglob("*"))
 
 
