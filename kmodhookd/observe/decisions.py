@@ -99,7 +99,9 @@ def remember(root: Root, inventory: Inventory) -> None:
     # A version that is not there, of which somebody decided something: until its package is known to be gone.
     here = {(one.module, one.version) for one in known} | set(inventory.departed)
     decided = {(one.module, one.version) for one in decisions(root)} - here
-    known += tuple(one for one in earlier.sources if (one.module, one.version) in decided)
+    # And one of which something is still recorded (real dkms took all else): until that is cleared away.
+    recorded = {cell[:2] for cell in recorded_cells(root, "records")} - {(one.module, one.version) for one in known}
+    known += tuple(one for one in earlier.sources if (one.module, one.version) in decided | recorded)
     kernels = _known_kernels(root, earlier, inventory)
     save_memory(root, Memory(baseline=earlier.baseline or inventory.when, sources=known, kernels=kernels))
 

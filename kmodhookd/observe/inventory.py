@@ -93,7 +93,8 @@ def look(root: Root, settings: Settings) -> Inventory:
             placements += _placements(at, broken, usable)
     at.inspector.save()
     here = {kernel.release for kernel in kernels}
-    orphans = sorted(cell for cell in _cells(root, tree) if cell[2] not in here)
+    known = {(source.module, source.version) for source in found}
+    orphans = sorted(cell for cell in _cells(root, tree) if cell[2] not in here or cell[:2] not in known)
     return Inventory(
         when=started,
         kernels=kernels,

@@ -335,6 +335,7 @@ def _registrations(picture: _Picture) -> Iterable[Action]:
 def _removals(picture: _Picture) -> Iterable[Action]:
     """What of positively gone sources and kernels belongs to no placement."""
     gone = {(source.module, source.version) for source in picture.inventory.sources if source.gone}
+    gone |= set(picture.inventory.departed)
     for module, version, kernel, arch in picture.inventory.orphans:
         if (module, version) in gone:
             for kind in (ActionKind.UNINSTALL, ActionKind.UNBUILD):

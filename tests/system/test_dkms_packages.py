@@ -196,8 +196,9 @@ class TestInPlaceOfRealDkms:
         """DKMS's conffile /etc/kernel/prerm.d/dkms is still there, and calls `dkms remove -k`."""
         assert debian.path("/etc/kernel/prerm.d/dkms").exists()
         wanted.apt(debian, "purge", kernels.k2.image)
-        wanted.apt(debian, "install", kernels.k2.image)
-        assert wanted.built_modules(debian, kernels.k2.release) == ["acpi_call", "bbswitch"]
+        said = wanted.apt(debian, "install", kernels.k2.image)
+        told = debian.run(["kmodhookctl", "explain", "acpi-call", "-k", kernels.k2.release], check=False).stdout
+        assert wanted.built_modules(debian, kernels.k2.release) == ["acpi_call", "bbswitch"], f"{said}\n{told}"
 
     def test_uninstall_brings_the_real_one_back_where_packages_need_it(self, debian: Machine, kernels: Kernels) -> None:
         script(debian, "--uninstall")

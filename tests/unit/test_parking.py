@@ -256,6 +256,18 @@ def test_a_build_that_a_removal_overtakes_is_no_registration(machine: Machine) -
     assert not machine.path("/var/lib/dkms/foo/1.0").exists()
 
 
+def test_what_real_dkms_removed_with_its_package_leaves_no_record(machine: Machine) -> None:
+    """Also when the first look after it came in the middle of the transaction."""
+    shutil.rmtree(machine.path("/var/lib/dkms/foo"))
+    shutil.rmtree(machine.path("/usr/src/foo-1.0"))
+    machine.path(f"/var/lib/dpkg/info/{PACKAGE}.list").write_text("/.\n")
+    for held in (True, False):
+        request = Request(number=1, prefix=str(machine.root.prefix))
+        engine.one_pass(machine.root, SETTINGS, request, lambda _: None, Controls(held=held))
+        assert (decisions.recorded_cells(machine.root, "records") == [CELL]) is held
+    assert machine.installed() == "", "what real dkms left in place is ours all the same"
+
+
 def test_a_crash_in_the_middle_is_no_removal(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(path: Path, target: Path) -> None:
         raise OSError(errno.EIO, "as a power cut would", path)
