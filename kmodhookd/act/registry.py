@@ -82,6 +82,8 @@ def unbuild(root: Root, settings: Settings, cell: decisions.Cell) -> None:
     with contextlib.suppress(OSError):
         for parent in directory.parents[:3]:  # the kernel's, and those of a version that is not registered
             parent.rmdir()
+    if not version_path(root, settings, module, version).is_dir():
+        mark_found(root, module, version, by_ourselves=False)
     decisions.forget(root, "records", cell)
     decisions.forget(root, "failures", cell)
 

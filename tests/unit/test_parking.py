@@ -14,6 +14,7 @@ import trees
 from installations import SETTINGS, UPDATES, K, link, originals, put_in, recipe
 
 from kmodhookd import engine, processes
+from kmodhookd.act import registry
 from kmodhookd.act.controls import Controls
 from kmodhookd.cli.transaction import Hook
 from kmodhookd.model import Cell, DecisionKind, Record
@@ -258,6 +259,7 @@ def test_a_build_that_a_removal_overtakes_is_no_registration(machine: Machine) -
 
 def test_what_real_dkms_removed_with_its_package_leaves_no_record(machine: Machine) -> None:
     """Also when the first look after it came in the middle of the transaction."""
+    registry.mark_found(machine.root, "foo", "1.0", by_ourselves=True)
     shutil.rmtree(machine.path("/var/lib/dkms/foo"))
     shutil.rmtree(machine.path("/usr/src/foo-1.0"))
     machine.path(f"/var/lib/dpkg/info/{PACKAGE}.list").write_text("/.\n")
@@ -266,6 +268,7 @@ def test_what_real_dkms_removed_with_its_package_leaves_no_record(machine: Machi
         engine.one_pass(machine.root, SETTINGS, request, lambda _: None, Controls(held=held))
         assert (decisions.recorded_cells(machine.root, "records") == [CELL]) is held
     assert machine.installed() == "", "what real dkms left in place is ours all the same"
+    assert not registry.found(machine.root, "foo", "1.0")
 
 
 def test_a_crash_in_the_middle_is_no_removal(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
