@@ -9,6 +9,7 @@ we wait for it without holding the lock, since what it runs may need that.
 import contextlib
 import fcntl
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ LOCK = f"{store.RUNTIME}/lock"
 TIMEOUT = 600.0  # seconds; nobody holds it for longer than a commit takes
 POLL = 0.1
 SHELLS = ("bash", "sh", "dash", "ksh")
+# Hooks have that name too. The dkms that they call is seen by itself; should it be ours, it may wait for a build of ours.
+HOOKS = re.compile(r".*/(?:[\w.-]+\.d|libalpm/scripts)/dkms")
 READING_VERBS = frozenset({"status", "--version", "-V", "--help", "-h"})
 
 UNKNOWN = "another kmodhookd program"
@@ -138,7 +141,7 @@ def _is_dkms(words: list[str]) -> bool:
     """Whether it is the Bash script `dkms` (ours of that name is no shell script) with a verb that changes something."""
     if len(words) < 3 or os.path.basename(words[0]) not in SHELLS or os.path.basename(words[1]) != "dkms":
         return False
-    return not READING_VERBS & set(words[2:])
+    return not HOOKS.fullmatch(words[1]) and not READING_VERBS & set(words[2:])
 
 
 def _command(pid: int) -> str:

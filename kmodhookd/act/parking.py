@@ -93,7 +93,8 @@ def bring_back(root: Root, settings: Settings, module: str, version: str) -> Non
     for cell in _cells(root, directory, module, version):
         record = decisions.record(root, cell)
         link = directory.parent / f"kernel-{cell[2]}-{cell[3]}"
-        if record is not None and record.files and not os.path.lexists(link):
+        built = (directory / cell[2] / cell[3]).is_dir()  # not after a move between file systems: nothing to lead to
+        if built and record is not None and record.files and not os.path.lexists(link):
             link.symlink_to(f"{version}/{cell[2]}/{cell[3]}")
     discard(root, module, version)
 

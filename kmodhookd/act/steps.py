@@ -219,6 +219,7 @@ class Work:
                 # Of what real DKMS installed nothing tells what it was made from: it counts as something else than this.
                 installed_fingerprint=(earlier.installed_fingerprint or "unknown") if earlier and earlier.files else "",
                 by_hand=earlier.by_hand if earlier else False,
+                for_headers=earlier.for_headers if earlier else False,
                 files=earlier.files if earlier else (),
                 installed=earlier.installed if earlier else 0.0,
                 built=time.time(),

@@ -133,8 +133,11 @@ def sweep(root: Root, settings: Settings, *, dry: bool = False) -> bool:
     """
     found = False
     for path in sorted(root.resolve(settings.dkms_tree).glob("*/*/*/.tmp_*"), reverse=True):
-        if time.time() - path.stat(follow_symlinks=False).st_mtime < SETTLED:
-            continue
+        try:
+            if time.time() - path.stat(follow_symlinks=False).st_mtime < SETTLED:
+                continue
+        except FileNotFoundError:
+            continue  # a build that was just put in its place, if this is a dry look
         found = True
         if dry:
             break

@@ -38,7 +38,10 @@ def unpack(archive: Path, target: Path) -> None:
                     _write(tar, member, place)
             for place, leads_to in links:
                 place.parent.mkdir(parents=True, exist_ok=True)
+                if place.parent.resolve() != target.resolve() / place.parent.relative_to(target):
+                    raise _bad(archive, f"{place.name} lies behind a link")  # it would lead elsewhere than it says
                 place.symlink_to(leads_to)
+            _check_ends([place for place, _ in links], target, archive)
     except (tarfile.TarError, EOFError, UnicodeError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise _bad(archive, str(error) or type(error).__name__) from None
 
@@ -108,6 +111,14 @@ def _stays_inside(member: tarfile.TarInfo) -> bool:
         if depth < 0:
             return False
     return True
+
+
+def _check_ends(links: list[Path], target: Path, archive: Path) -> None:
+    """Each link by itself stays inside; by way of another one it might not."""
+    top = os.path.realpath(target)
+    for place in links:
+        if os.path.commonpath([top, os.path.realpath(place)]) != top:
+            raise _bad(archive, f"the link {place.name} leads outside by way of another")
 
 
 def _names_a_file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:

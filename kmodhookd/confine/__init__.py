@@ -112,7 +112,7 @@ class Cage:
         result = run.run(command, env=env, timeout=timeout, pass_fds=lent, **how)
         if self.mechanism != NONE:
             # Also where the mechanism does it: what a build hands out is looked at next, and may not change any more.
-            users.end_all(self.uid, self.foreign)
+            users.end_all(self.uid, self.foreign, unseen=self.mechanism == "setuid")
         if self.mechanism == "unit" and systemd.refused(result):
             raise Fault(f"systemd did not start the unit of a build: {result.last_line}", hint="it is tried again")
         return result
@@ -130,6 +130,7 @@ def cage(root: Root, sandbox: str = AUTO) -> Iterator[Cage]:
             yield Cage(root, kind, *user)
         finally:
             if kind == "setuid":
+                users.end_all(user.uid, user.foreign, unseen=True)  # a command may have been broken off
                 setuid.tidy(root, user.uid, user.gid)
 
 

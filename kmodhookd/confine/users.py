@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from kmodhookd import run, store
+from kmodhookd import processes, run, store
 from kmodhookd.errors import Fault
 from kmodhookd.root import Root
 
@@ -31,6 +31,7 @@ CLAIMING = 20  # times that a name is asked whose it is
 ENDING = 20.0  # seconds in which what was killed must be gone
 DIRECTORY = f"{store.RUNTIME}/users"
 DYNAMIC = "/run/systemd/dynamic-uid"  # the numbers that systemd has lent to services (DynamicUser)
+NS_GET_USERNS = 0xB701  # ioctl_ns(2)
 
 _KILL = "kill -KILL -1"
 
@@ -76,23 +77,30 @@ def lend(root: Root) -> Iterator[User]:
     raise Fault("there is no free user to build as", hint=f"see the numbers in {DIRECTORY}")
 
 
-def end_all(uid: int, foreign: frozenset[str] = frozenset()) -> None:
+def end_all(uid: int, foreign: frozenset[str] = frozenset(), *, unseen: bool = False) -> None:
     """Kill every process of a build user and wait until they are gone. A `Fault` when they do not go.
 
+    `unseen`: also when none is seen. Of processes that fork and end all the time a look at /proc may find none.
+
     A container without user namespaces has the same users as we, and perhaps a kmodhookd: whoever is in a namespace of
-    `foreign` is left alone.
+    `foreign` is left alone, and so is a container that was started since.
     """
     deadline = time.monotonic() + ENDING
-    while processes := processes_of(uid, foreign):
-        if processes == processes_of(uid):
+    while True:
+        everybody = processes_of(uid)
+        left = [pid for pid in everybody if _is_ours(pid, foreign)]
+        if not left and not unseen:
+            return
+        unseen = False
+        if left == everybody:
             # All at once, by one that is the user itself: no fork can slip through between two of a list's entries. One
             # of them may do the same to this one; that leaves few, which are then killed by root, whom they cannot stop.
             become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
             run.run([*become, "/bin/sh", "-c", _KILL], timeout=ENDING)
-        for pid in processes:
+        for pid in left:
             _kill(pid, uid)
         if time.monotonic() > deadline:
-            raise Fault(f"processes of user {uid} do not end", where=", ".join(map(str, processes)))
+            raise Fault(f"processes of user {uid} do not end", where=", ".join(map(str, left)))
         time.sleep(0.005)
 
 
@@ -104,7 +112,7 @@ def sweep() -> None:
                 lock = _lock(path, create=False) if claimed else None
                 if lock is not None:
                     with contextlib.suppress(Fault):
-                        end_all(int(path.name), _namespaces())
+                        end_all(int(path.name), _namespaces(), unseen=True)
                         _give_back(int(path.name), lock)
 
 
@@ -115,12 +123,9 @@ def lent() -> set[int]:
     return {int(path.name) for path in Path(DIRECTORY).glob("[1-9]*")}
 
 
-def processes_of(uid: int, foreign: frozenset[str] = frozenset()) -> list[int]:
-    """Processes that have a user as any of their four uids, but for those in namespaces of others.
-
-    Those that only wait to be reaped do not count.
-    """
-    return [pid for pid in _all_processes() if _fields_of(pid, uid) and _namespace(pid) not in foreign]
+def processes_of(uid: int) -> list[int]:
+    """Processes that have a user as any of their four uids. Those that only wait to be reaped do not count."""
+    return [pid for pid in _all_processes() if _fields_of(pid, uid)]
 
 
 def memory_of(uid: int) -> int:
@@ -141,6 +146,32 @@ def _namespace(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         return ""
+
+
+def _is_ours(pid: int, foreign: frozenset[str]) -> bool:
+    """Whether a process of a build user is of a build: not in a process namespace of somebody as privileged as we are.
+
+    A build user can make one too, but only within a user namespace of its own, to which it belongs then. Of those that
+    our cages make nothing outlives the program that made them.
+    """
+    namespace = _namespace(pid)
+    if namespace in foreign:
+        return False
+    if namespace in ("", _namespace(os.getpid())):
+        return True
+    try:
+        space = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            owner = fcntl.ioctl(space, NS_GET_USERNS)
+        finally:
+            os.close(space)
+        try:
+            privileged = os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+        finally:
+            os.close(owner)
+    except OSError:
+        return True
+    return not privileged or os.getpid() in processes.ancestors(pid)
 
 
 def _all_processes() -> list[int]:
@@ -244,7 +275,7 @@ def _take(uid: int) -> int | None:
         return None  # it is somebody's whom no list has
     lock = _lock(path, create=True)
     if lock is not None and stray:
-        end_all(uid, _namespaces())
+        end_all(uid, _namespaces(), unseen=True)
     return lock
 
 

@@ -35,6 +35,7 @@ TOKEN = "pkcs11:"  # RFC 7512
 CREDENTIAL = "kmodhookd.passphrase"  # systemd.exec(5), LoadCredential=
 MAX_CERTIFICATE = 1 << 16
 MAX_PASSPHRASE = 1 << 10
+FIRST_PERSON = 1000  # uids and gids from here on are people's (login.defs(5))
 
 PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
@@ -98,9 +99,9 @@ def _signing(root: Root, settings: Settings, kernel: Kernel, config: Mapping[str
     algorithm = config.get("CONFIG_MODULE_SIG_HASH", "")
     if not algorithm:
         return Signing(unsigned=f"{kernel.release} is built without module signing")
-    tool, tried = _tool(root, settings, kernel)
-    if not tool:
-        return Signing(unsigned=f"there is no {tried}")
+    tool, why = _tool(root, settings, kernel)
+    if why:
+        return Signing(unsigned=why)
     where = pair(root, settings, kernel.release, kernel.arch, config)
     found = Signing(tool=tool, hash=algorithm, pair=where)
     try:
@@ -126,7 +127,7 @@ def _configured(root: Root, settings: Settings, release: str, arch: str) -> tupl
 
 
 def _tool(root: Root, settings: Settings, kernel: Kernel) -> tuple[str, str]:
-    """The program that signs, or "" and where it was looked for last. A `Fault` when a configured one cannot be run."""
+    """The program that signs, or why there is none. A `Fault` when a configured one cannot be run."""
     release = kernel.release
     chosen = _configured(root, settings, release, kernel.arch)[0]
     if chosen:
@@ -142,12 +143,35 @@ def _tool(root: Root, settings: Settings, kernel: Kernel) -> tuple[str, str]:
     }
     own = next((paths for prefix, paths in places.items() if name.startswith(prefix)), ())
     last = f"{kernel.headers.directory or f'{kernel.tree}/build'}/scripts/sign-file"
-    return next((path for path in (*own, last) if _runs(root, path)), ""), last
+    found = next((path for path in (*own, last) if _runs(root, path)), "")
+    if not found:
+        return "", f"there is no {last}"
+    somebody = _changeable(root, found)
+    return found, f"{found} is not run as root: {somebody} may change it" if somebody else ""
 
 
 def _runs(root: Root, inside: str) -> bool:
     path = root.resolve(inside)
     return path.is_file() and bool(path.stat().st_mode & 0o111)
+
+
+def _changeable(root: Root, inside: str) -> str:
+    """Who else than root may change a program, or put another in its place, in words; "" when nobody may.
+
+    It gets the key. A kernel that somebody made at home has its headers, and this program with them, there. A group of
+    the system's own (Debian's `src`) is as good as root.
+    """
+    program = root.resolve(inside)
+    for path in (program, *(above for above in program.parents if above.is_relative_to(root.prefix))):
+        status = path.stat()
+        if status.st_uid not in (0, os.geteuid()):
+            return f"user {status.st_uid}"
+        sticky = path != program and status.st_mode & stat.S_ISVTX
+        if status.st_mode & 0o002 and not sticky:
+            return "everyone"
+        if status.st_mode & 0o020 and not sticky and status.st_gid >= FIRST_PERSON:
+            return f"group {status.st_gid}"
+    return ""
 
 
 def pair(root: Root, settings: Settings, release: str, arch: str, config: Mapping[str, str]) -> Pair:

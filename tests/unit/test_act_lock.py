@@ -105,3 +105,14 @@ def test_one_that_we_started_is_not(dkms: Path) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.mark.parametrize("place", ["etc/kernel/postinst.d", "usr/share/libalpm/scripts"])
+def test_a_hook_of_that_name_is_not(tmp_path: Path, place: str) -> None:
+    """It may call our own dkms, which may wait for a build of ours: whoever waited for the hook would wait for himself."""
+    script = tmp_path / place / "dkms"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\nsleep 5\n:\n")
+    script.chmod(0o755)
+    orphan(str(script), "6.1.0-56-amd64")
+    assert not dkms_running(Root("/"))

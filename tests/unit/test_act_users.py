@@ -165,6 +165,17 @@ def test_one_that_is_always_another_process_is_ended() -> None:
     assert not users.processes_of(uid)
 
 
+def test_one_that_no_look_finds_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with users.lend(ROOT) as (uid, *_), as_user(uid, "sleep", "600") as unseen:
+        started(uid)
+        with monkeypatch.context() as blind:
+            blind.setattr(users, "processes_of", lambda _: [])
+            users.end_all(uid)
+            assert unseen.poll() is None
+            users.end_all(uid, unseen=True)
+        assert unseen.wait(60) == -9
+
+
 def test_one_that_kills_whatever_is_of_its_user_is_ended() -> None:
     """Also the one that is to kill it, if that is of its user."""
     with users.lend(ROOT) as (uid, *_), as_user(uid, "sh", "-c", "while :; do kill -KILL -1; done") as killer:
@@ -196,4 +207,25 @@ def test_a_container_s_builds_are_left_alone() -> None:
         assert own.wait(60) == -9 and container.poll() is None and len(users.processes_of(uid)) == 1
         with users.lend(ROOT) as other:
             assert other.uid != uid, "two cannot tell theirs apart"
-        container.kill()
+        for pid in users.processes_of(uid):  # it has changed its user: the kernel does not end it with its parent
+            os.kill(pid, 9)
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_a_container_that_starts_meanwhile_is_left_alone(tmp_path: Path, hides: bool) -> None:
+    """A database, say, that Docker starts at boot while we build, as a user of the same number. But a build that only
+    plays container, in a user namespace of its own, is ended."""
+    with users.lend(ROOT) as (uid, _, foreign):
+        user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+        space = ["unshare", "--pid", "--fork", "--kill-child"]
+        words = [*user, *space, "--user", "sleep", "600"] if hides else [*space, *user, "sleep", "600"]
+        own = as_user(uid, "sleep", "600")
+        # Nobody's child, as what containerd starts is.
+        subprocess.run(["/bin/sh", "-c", '"$@" > /dev/null 2>&1 &', "sh", *words], check=True)
+        started(uid, 3 if hides else 2)
+        users.end_all(uid, foreign)
+        assert own.wait(60) == -9
+        left = users.processes_of(uid)
+    for pid in left:
+        os.kill(pid, 9)
+    assert len(left) == (0 if hides else 1)

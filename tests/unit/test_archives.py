@@ -53,6 +53,14 @@ HOSTILE = {
     "absolute link": [member("way", kind=tarfile.SYMTYPE, leads_to="/etc")],
     "link out by a detour": [member("a/way", kind=tarfile.SYMTYPE, leads_to="b/../../../out")],
     "through a link": [member("way", kind=tarfile.SYMTYPE, leads_to="."), member("way/../../out", "x")],
+    "link out, made through a link": [
+        member("here", kind=tarfile.SYMTYPE, leads_to="."),
+        member("here/here/way", kind=tarfile.SYMTYPE, leads_to="../../out"),
+    ],
+    "link out by way of another": [
+        member("a/b/top", kind=tarfile.SYMTYPE, leads_to="../.."),
+        member("c/way", kind=tarfile.SYMTYPE, leads_to="../a/b/top/../out"),
+    ],
     "hard link out": [member("shadow", kind=tarfile.LNKTYPE, leads_to="../out")],
     "absolute hard link": [member("shadow", kind=tarfile.LNKTYPE, leads_to="/etc/shadow")],
     "hard link to a link": [

@@ -90,6 +90,26 @@ def test_what_leaves_modules_unsigned_is_said(tmp_path: Path, entries: dict[str,
     assert (found.unsigned, found.problem, found.identity) == (said, "", "")
 
 
+def test_a_program_of_somebody_s_is_not_run_as_root(tmp_path: Path) -> None:
+    """`make modules_install` leaves a link to where a kernel was built, which may be a person's home."""
+    root = system(tmp_path, trees.DEBIAN, OWN)
+    home = tmp_path / "home/joe/linux"
+    home.mkdir(parents=True)
+    (tmp_path / HEADERS.strip("/") / "scripts").rename(home / "scripts")
+    (tmp_path / HEADERS.strip("/") / "scripts").symlink_to("/home/joe/linux/scripts")
+    assert look(root).tool == OWN
+    os.chown(home, 1000, 1000)
+    assert look(root).unsigned == f"{OWN} is not run as root: user 1000 may change it"
+    os.chown(home, 0, 0)
+    (home / "scripts/sign-file").chmod(0o777)
+    assert look(root).unsigned.endswith("everyone may change it")
+    (home / "scripts/sign-file").chmod(0o775)
+    assert look(root).tool == OWN
+    os.chown(home / "scripts/sign-file", 0, 1000)
+    assert look(root).unsigned.endswith("group 1000 may change it")
+    assert look(root, sign_file="/home/joe/linux/scripts/sign-file").tool, "an administrator's word"
+
+
 # --- which program, which pair ----------------------------------------------------------------------------------------
 
 

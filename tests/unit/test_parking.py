@@ -296,3 +296,4 @@ def test_another_file_system_costs_the_builds_and_nothing_else(
     assert machine.registered() == [] and machine.installed() == "1.0" and machine.parked() == ["1.0"]
     Verbs(machine.root, SETTINGS, lambda _: None).add("foo", "1.0")
     assert machine.registered() == ["1.0"] and machine.installed() == "1.0" and machine.record().files
+    assert link(machine.root) == "", "real DKMS would call it broken"
