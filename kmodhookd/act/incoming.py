@@ -104,7 +104,12 @@ def _put(staged: Path, target: Path) -> None:
         target.unlink()
     elif target.exists():
         target.rename(aside)
-    staged.rename(target)
+    try:
+        staged.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from kmodhookd.act import debts, journal
 from kmodhookd.act.journal import Archived, Entry, Item
 from kmodhookd.act.workspace import copy_content
 from kmodhookd.model import InstalledFile
+from kmodhookd.observe import decisions
 from kmodhookd.root import Root
 
 
@@ -144,10 +145,23 @@ def recover(root: Root, entry: Entry) -> str:
             commit(root, entry)
             entry = entry.model_copy(update={"phase": "finish"})
             journal.save(root, entry)
-        finish(root, entry)
+        finish(root, _still_due(root, entry))
         return f"{what}: an interrupted installation was completed"
     undo(root, entry)
     return f"{what}: an interrupted installation was undone"
+
+
+def _still_due(root: Root, entry: Entry) -> Entry:
+    """Without what has been installed since, when this could not be finished: the records of before say that it is out."""
+    cells = [cell for cell in decisions.recorded_cells(root, "records") if cell[2:] == (entry.kernel, entry.arch)]
+    records = [record for cell in cells if (record := decisions.record(root, cell)) is not None]
+    there = {file.path for record in records for file in record.files}
+    own = (entry.module, entry.version)
+    again = any((record.module, record.version) == own and record.files for record in records)
+    link = _place(root, entry.unlink) if entry.unlink else None
+    another = link is not None and link.is_symlink() and not os.readlink(link).startswith(f"{entry.version}/")
+    doomed = tuple(file for file in entry.doomed if file.path not in there)
+    return entry.model_copy(update={"doomed": doomed, "unlink": "" if again or another else entry.unlink})
 
 
 def _can_finish(root: Root, entry: Entry) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Modules into a kernel's tree and out again: the ordinary way, what is not ours, and a full disk."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -27,7 +28,7 @@ from installations import (
     take_out,
 )
 
-from kmodhookd.act import clean, debts, install, journal, registry
+from kmodhookd.act import clean, debts, install, journal, registry, transaction
 from kmodhookd.act.failures import BuildFailed
 from kmodhookd.errors import Fault
 from kmodhookd.model import FailureClass
@@ -233,3 +234,25 @@ def test_unbuilding_takes_the_build_and_the_link(system: System) -> None:
     take_out(root)
     registry.unbuild(root, SETTINGS, ("foo", "1.0", K, "x86_64"))
     assert not (root.prefix / f"var/lib/dkms/foo/1.0/{K}").exists()
+
+
+def test_what_could_not_be_finished_takes_nothing_away_that_came_since(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removal that the disk broke off at its end, and a person who installs it again before it is tried once more."""
+    root = system()
+    built(root)
+    put_in(root, recipe())
+
+    def fails(*_: object) -> str:
+        raise OSError(errno.EPERM, "as for an immutable file")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(transaction, "_remove", fails)
+        with pytest.raises(Fault, match="immutable"):
+            take_out(root)
+    put_in(root, recipe(), decisions.record(root, ("foo", "1.0", K, "x86_64")))
+    before = files(root), link(root)
+    assert len(before[0]) == 2
+    install.recover(root, SETTINGS)
+    assert (files(root), link(root)) == before and not journal.entries(root)

@@ -180,6 +180,15 @@ def test_a_source_is_copied_as_dkms_does(root: Root, tmp_path: Path) -> None:
         incoming.in_directory(root, SETTINGS, tmp_path)
 
 
+def test_a_source_that_cannot_be_replaced_stays(root: Root, tmp_path: Path) -> None:
+    staged, target = tmp_path / "usr-src/.incoming-x", tmp_path / "usr-src/foo-1.0"
+    target.mkdir(parents=True)
+    (target / "mine").touch()
+    with pytest.raises(FileNotFoundError):  # any error of rename(2): nothing is staged
+        incoming._put(staged, target)
+    assert (target / "mine").exists()
+
+
 def test_only_builds_that_fit_are_loaded(root: Root, tmp_path: Path) -> None:
     right, wrong = modules.build(tmp_path / "foo.ko"), modules.build(tmp_path / "bar.ko", release="5.10.0-1")
     top = "dkms_main_tree"
