@@ -85,6 +85,9 @@ _SIGNS: tuple[tuple[FailureClass, str, str, str], ...] = (
 )
 
 
+READ_ONLY = "is it mounted read-only? Else let the service write there: ReadWritePaths= by systemctl edit kmodhookd"
+
+
 class BuildFailed(Fault):
     """A build that did not come to a usable module. `failure` is what is remembered of it."""
 
@@ -126,6 +129,8 @@ def from_os(recipe: Recipe, error: OSError, doing: str) -> BuildFailed:
     what = f"{doing}: {error.strerror or error}"
     if error.errno in NO_SPACE:
         return failed(recipe, FailureClass.SPACE, what, remedy="make room; it is tried again by itself")
+    if error.errno == errno.EROFS:
+        return failed(recipe, FailureClass.INTERNAL, f"{what} ({error.filename})", remedy=READ_ONLY)
     return failed(recipe, FailureClass.INTERNAL, f"{what} ({error.filename})" if error.filename else what)
 
 

@@ -6,6 +6,7 @@ that kernel. What of somebody else's would keep ours from being loaded is archiv
 holds the engine lock and runs depmod afterwards; PRE_INSTALL and POST_INSTALL are run outside of both.
 """
 
+import errno
 import os
 import time
 from collections.abc import Collection, Iterable
@@ -13,7 +14,7 @@ from collections.abc import Collection, Iterable
 from kmodhookd.act import journal, originals, ownership, parking, transaction, workspace
 from kmodhookd.act.change import Change
 from kmodhookd.act.depmod import depmod
-from kmodhookd.act.failures import NO_SPACE, failed
+from kmodhookd.act.failures import NO_SPACE, READ_ONLY, failed
 from kmodhookd.act.journal import Item
 from kmodhookd.act.lock import engine_lock
 from kmodhookd.act.stored import sweep as sweep_tree
@@ -72,6 +73,7 @@ def install(
         cause = FailureClass.SPACE if error.errno in NO_SPACE else FailureClass.INSTALL
         what = f"it could not be installed: {error.strerror or error}"
         remedy = f"make room in {kernel.tree}" if cause is FailureClass.SPACE else ""
+        remedy = READ_ONLY if error.errno == errno.EROFS else remedy
         raise failed(recipe, cause, what, remedy=remedy) from None
     return done
 

@@ -275,9 +275,14 @@ def _fingerprint(at: _Look, source: Source, kernel: Kernel, recipe: Recipe | Non
     """Of everything that a build is made from; "" while something of it cannot be read."""
     if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
         return ""
+    # Without defaults: a field that a later version of ours adds must not make everything stale everywhere.
     # How many compilers there are at once ($parallel_jobs) says nothing about what they make; -j1 is somebody's remedy.
     counted = recipe.model_copy(update={"make": JOBS.sub(r"\1", recipe.make)})
-    parts = [source.fingerprint, counted.model_dump_json(exclude={"notices"}), kernel.headers.fingerprint]
+    parts = [
+        source.fingerprint,
+        counted.model_dump_json(exclude={"notices"}, exclude_defaults=True),
+        kernel.headers.fingerprint,
+    ]
     inherited = dependencies.fingerprint(at.root, at.settings, recipe) if recipe.depends else ""
     laid_over = overlays.fingerprint(at.root, at.settings, recipe)
     return hashlib.sha256("\0".join([*parts, *filter(None, (inherited, laid_over))]).encode()).hexdigest()

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The build command as DKMS would run it, and what its output means when it fails."""
 
+import errno
+
 import pytest
 
 from kmodhookd.act.build import make_command
-from kmodhookd.act.failures import diagnose, from_result
+from kmodhookd.act.failures import diagnose, from_os, from_result
 from kmodhookd.act.toolchain import Toolchain
 from kmodhookd.model import FailureClass, Recipe
 from kmodhookd.run import Result
@@ -117,3 +119,11 @@ def test_a_failing_script_is_a_failing_script() -> None:
     result = Result((), 1, "a.c:1:1: error: x\n", 1.0)
     failure = from_result(RECIPE, result, "the PRE_BUILD script x", FailureClass.SCRIPT).failure
     assert (failure.cause, failure.line) == (FailureClass.SCRIPT, "a.c:1:1: error: x")
+
+
+def test_a_disk_that_is_read_only_for_us_says_how_to_let_us_write() -> None:
+    """The service's own sandbox looks like a file system that is mounted read-only."""
+    failure = from_os(
+        RECIPE, OSError(errno.EROFS, "Read-only file system", "/srv/dkms/foo"), "storing the build"
+    ).failure
+    assert "/srv/dkms/foo" in failure.reason and "ReadWritePaths=" in failure.remedy
