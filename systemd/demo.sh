@@ -129,11 +129,12 @@ choose
 [[ -n $old ]] || old=$new
 step "A throw-away root with kernel $old${other:+, the upgrade to $new, and $other without headers}"
 echo "fetching kernels, headers, a compiler and v4l2loopback's source from the archive ..."
-package=$("$here/package/deb.sh" "$work" 2>"$work/log") || {
+built=$("$here/package/deb.sh" "$work" 2>"$work/log") || {
     cat "$work/log" >&2
     die "the package could not be built"
 }
 library=(python3 python3-gi gir1.2-glib-2.0 python3-pydbus python3-pyinotify python3-structlog python3-pyelftools)
+package=${built%%$'\n'*} # the first; our dkms comes behind
 mapfile -t depends < <(dpkg-deb -f "$package" Depends | tr ',' '\n' | sed -n 's/^ *\(python3-[a-z0-9]*\).*/\1/p' | sort -u)
 images=("linux-image-$old" "linux-image-$new")
 [[ -z $other ]] || images+=("linux-image-$other")
