@@ -70,7 +70,7 @@ def lend(root: Root) -> Iterator[User]:
                 yield user
             finally:
                 try:
-                    end_all(uid, user.foreign)
+                    end_all(uid, user.foreign, unseen=True)
                 finally:
                     _give_back(uid, lock)
             return

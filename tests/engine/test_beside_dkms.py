@@ -48,7 +48,7 @@ class Case:
         return kernels.of(kernels.abis[-self.age], self.flavour)
 
 
-CASES = [Case(1, "amd64", SMALL, 2), Case(1, "cloud-amd64", SMALL, 0)]
+CASES = [Case(1, "amd64", SMALL, 2), pytest.param(Case(1, "cloud-amd64", SMALL, 0), marks=pytest.mark.full)]
 LONG = [Case(age, flavour, TWELVE, len(TWELVE)) for age in (1, 2, 3) for flavour in FLAVOURS]
 
 
