@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kmodhookd import processes
 from kmodhookd.act.lock import dkms_running, engine_lock
 from kmodhookd.errors import Busy
 from kmodhookd.root import Root
@@ -68,12 +69,23 @@ def dkms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (directory / "work").touch()
     yield script
     (directory / "work").unlink(missing_ok=True)
+    while interpreted(script):  # or the next test would see it
+        time.sleep(0.05)
+
+
+def interpreted(script: Path) -> bool:
+    """Whether a shell runs that script."""
+    called = (processes.words(int(pid)) for pid in os.listdir("/proc") if pid.isdecimal())
+    return any(words[1:2] == [str(script)] and words[0].endswith("sh") for words in called)
 
 
 def orphan(*argv: str) -> None:
-    """Start a program that is nobody's child: neither our ancestor nor started by us."""
+    """Start a script that is nobody's child: neither our ancestor nor started by us."""
     subprocess.run(["/bin/sh", "-c", '"$@" > /dev/null 2>&1 &', "sh", *argv], check=True)
-    time.sleep(0.3)
+    script = next(Path(word) for word in argv if "/" in word)
+    deadline = time.monotonic() + 60
+    while not interpreted(script) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_a_real_dkms_is_waited_for(dkms: Path) -> None:
