@@ -15,7 +15,7 @@ python=/usr/bin/python3
 
 packages=(
 	debootstrap systemd-container dbus python3 python3-gi python3-venv gir1.2-glib-2.0 shellcheck strace kmod xz-utils zstd
-	busybox-static bubblewrap pacman-package-manager makepkg libarchive-tools util-linux mount git
+	busybox-static bubblewrap pacman-package-manager makepkg libarchive-tools util-linux mount git openssl gcc make patch
 )
 full_packages=(qemu-system-x86)
 
