@@ -11,6 +11,11 @@ MANAGERS = frozenset(
 """The names of package managers' processes."""
 
 
+def everybody() -> list[int]:
+    """All processes there are."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+
+
 def words(pid: int) -> list[str]:
     """What it was called with; nothing when there is no such process, or no more than a zombie of it."""
     try:

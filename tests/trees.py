@@ -2,8 +2,12 @@
 """Small made-up systems: a dict of what lies where becomes a directory that serves as a root."""
 
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import pytest
 
 from kmodhookd.root import Root
 
@@ -84,3 +88,12 @@ def pacman_package(name: str, version: str, *files: str) -> dict[str, Content]:
     directories = {f"{parent}/" for file in relative for parent in Path(file).parents} - {"./"}
     listing = "".join(f"{path}\n" for path in sorted({*directories, *relative}))
     return {f"{entry}/desc": f"%NAME%\n{name}\n\n%VERSION%\n{version}\n", f"{entry}/files": f"%FILES%\n{listing}\n"}
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that the build user can read, in a root that has Bash: this machine."""
+    path = Path(tempfile.mkdtemp(prefix="kmodhookd-test-", dir="/var/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

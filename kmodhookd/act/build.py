@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmodhookd import run
-from kmodhookd.act import product, treeview
+from kmodhookd.act import product, scripts, treeview
 from kmodhookd.act.bounds import Bounds
 from kmodhookd.act.compress import compress
 from kmodhookd.act.failures import BuildFailed, failed, from_os, from_result
@@ -327,14 +327,7 @@ def _run(
 ) -> run.Result:
     recipe, limits = work.recipe, work.settings.build
     work.log.begin(description, shown)
-    names = {
-        "module": recipe.module,
-        "module_version": recipe.version,
-        "kernelver": recipe.kernel,
-        "arch": recipe.arch,
-        "HOME": work.workspace.build_inside,
-        **work.settings.invocation.of(recipe.module, recipe.version).assignments(),
-    }
+    names = {"HOME": work.workspace.build_inside, **scripts.variables(work.settings, recipe)}
     result = work.cage.run(
         command,
         writable=[work.workspace.build_inside],

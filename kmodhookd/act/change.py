@@ -60,8 +60,7 @@ class Change:
 
     def record(self, record: Record) -> None:
         """Our record is to say this."""
-        cell = (record.module, record.version, record.kernel, record.arch)
-        self._item(self.root.inside(decisions.cell_path(self.root, "records", cell)), text=store.text(record))
+        self._item(self.root.inside(decisions.cell_path(self.root, "records", record.cell)), text=store.text(record))
 
     def activate(self) -> None:
         """DKMS's active link is to lead to this version."""

@@ -58,7 +58,7 @@ def install(
     try:
         _place_modules(change, family, recipe, known, skip)
         files = tuple(_installed_file(root, item) for item in change.items)
-        change.doomed += _superseded(change, [*others, *((record,) if record else ())], files)
+        change.doomed += _superseded(change, recorded, files)
         originals.restore(change, keep={modtree.module_name(file.path.rpartition("/")[2]) for file in files})
         done = _record(recipe, record)
         put: dict[str, object] = {"files": files, "installed_fingerprint": done.fingerprint, "installed": time.time()}
@@ -172,11 +172,12 @@ def _installed_file(root: Root, item: Item) -> InstalledFile:
     )
 
 
-def _superseded(change: Change, records: Iterable[Record], files: Iterable[InstalledFile]) -> list[InstalledFile]:
+def _superseded(
+    change: Change, recorded: Iterable[InstalledFile], files: Iterable[InstalledFile]
+) -> list[InstalledFile]:
     """Files of earlier builds and other versions that the new ones do not replace."""
     new = {file.path for file in files} | {file.path for file in change.doomed}
-    old = [file for record in records for file in record.files]
-    old += ownership.installed(change.root, change.settings, change.kernel.tree, change.cell)
+    old = [*recorded, *ownership.installed(change.root, change.settings, change.kernel.tree, change.cell)]
     return [file for file in dict.fromkeys(old) if file.path not in new]
 
 

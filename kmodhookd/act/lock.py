@@ -13,7 +13,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from kmodhookd import processes, store
 from kmodhookd.errors import Busy
@@ -122,10 +121,7 @@ def dkms_running(root: Root) -> list[tuple[int, str]]:
     identity = root.identity
     mine = {os.getpid(), *processes.ancestors(os.getpid())}
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        pid = int(entry.name)
+    for pid in processes.everybody():
         words = processes.words(pid)
         if not _is_dkms(words) or pid in mine:
             continue

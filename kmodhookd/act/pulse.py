@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
+from kmodhookd import processes
+
 INTERVAL = 5.0  # seconds between two looks
 
 Activity = frozenset[tuple[int, int]]  # process, clock ticks that it has used
@@ -46,13 +48,9 @@ class Pulse:
 def activity(users: set[int]) -> Activity:
     """The processes of some users, each with the processor time that it has used (proc(5): fields 14 and 15 of stat)."""
     found = set()
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
+    for pid in processes.everybody():
         with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended meanwhile
-            if os.stat(f"/proc/{name}").st_uid not in users:
-                continue
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            found.add((int(name), int(fields[11]) + int(fields[12])))
+            if os.stat(f"/proc/{pid}").st_uid in users:
+                fields = processes.fields(pid)
+                found.add((pid, int(fields[11]) + int(fields[12])))
     return frozenset(found)

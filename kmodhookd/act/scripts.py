@@ -20,6 +20,17 @@ Kind = Literal["pre_install", "post_install", "post_add", "post_remove"]
 TIMEOUT = 600.0  # seconds
 
 
+def variables(settings: Settings, recipe: Recipe) -> dict[str, str]:
+    """What scripts and builds have in their environment: DKMS's names, and what `--directive` sets."""
+    return {
+        "module": recipe.module,
+        "module_version": recipe.version,
+        "kernelver": recipe.kernel,
+        "arch": recipe.arch,
+        **settings.invocation.of(recipe.module, recipe.version).assignments(),
+    }
+
+
 def run_script(root: Root, settings: Settings, recipe: Recipe, kind: Kind) -> str:
     """Run one script, if dkms.conf names one; a sentence when it cannot be run. `Fault` when it fails.
 
@@ -35,15 +46,8 @@ def run_script(root: Root, settings: Settings, recipe: Recipe, kind: Kind) -> st
         directory = f"{overlays.DIRECTORY}/{recipe.module}"
     elif not overlays.executable(root, f"{directory}/{words[0]}"):
         return f"{recipe.module}/{recipe.version}: the {kind} script {words[0]} is not executable"
-    names = {
-        "module": recipe.module,
-        "module_version": recipe.version,
-        "kernelver": recipe.kernel,
-        "arch": recipe.arch,
-        **settings.invocation.of(recipe.module, recipe.version).assignments(),
-    }
     argv = [f"{directory}/{words[0]}", *words[1:]]
-    result = run_apart(root, argv, env=names, cwd=directory, timeout=TIMEOUT)
+    result = run_apart(root, argv, env=variables(settings, recipe), cwd=directory, timeout=TIMEOUT)
     log = f"{store.STATE}/logs/{recipe.module}/{recipe.version}/{kind}.log"
     heading = f"# {kind} for kernel {recipe.kernel} ({recipe.arch}): {result.sentence()}\n"
     store.write_atomic(root.resolve(log), (heading + result.output).encode("utf-8", "replace"))

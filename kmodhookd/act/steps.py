@@ -188,7 +188,7 @@ class Work:
 
     def _done_meanwhile(self, now: Round, placement: Placement) -> bool:
         """Whether another program of ours has built the same since we looked."""
-        record = decisions.record(self.root, (placement.module, placement.version, placement.kernel, placement.arch))
+        record = decisions.record(self.root, placement.cell)
         if record is None or record.fingerprint != placement.fingerprint:
             return False
         return record.built > now.inventory.when

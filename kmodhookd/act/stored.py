@@ -73,8 +73,7 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
     staged: Path | None = None
     try:
         kernel.mkdir(parents=True, exist_ok=True)
-        cell = (recipe.module, recipe.version, recipe.kernel, recipe.arch)
-        ownership.adopt(root, settings, f"{root.inside(root.modules)}/{recipe.kernel}", cell)
+        ownership.adopt(root, settings, f"{root.inside(root.modules)}/{recipe.kernel}", recipe.cell)
         staged = _staging(kernel, recipe.arch)
         for directory, files in (("module", built.files), ("log", (built.log,))):
             (staged / directory).mkdir()

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kmodhookd.errors import Fault
-from kmodhookd.model import Recipe, Source
+from kmodhookd.model import Conf, Recipe, Source
 from kmodhookd.observe import decisions, dkmsconf, dkmstree, families, modtree, recipes
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.names import SUFFIXES, module_name
@@ -88,8 +88,7 @@ class Listing:
     @cached_property
     def _modules(self) -> str:
         """The directory of module trees, inside."""
-        default = self.settings.install_tree in ("/usr/lib/modules", "/lib/modules")
-        return self.root.inside(self.root.modules if default else self.root.resolve(self.settings.install_tree))
+        return self.root.inside(modtree.top(self.root, self.settings))
 
     @cached_property
     def _links(self) -> list[str]:
@@ -217,8 +216,6 @@ class _Confs:
 
     def recipe(self, release: str, arch: str) -> Recipe | None:
         """What should be there on a kernel; None when that cannot be told."""
-        from kmodhookd.model import Conf
-
         conf = self.confs.get((release, arch))
         if not isinstance(conf, Conf):
             return None

@@ -9,12 +9,12 @@ from kmodhookd.act import mok
 from kmodhookd.cli.dkmsargs import Arguments, Refused, complain
 from kmodhookd.cli.dkmscall import Call
 from kmodhookd.errors import AccessDenied, AlreadyThere, Fault, InvalidArgument, NotFound
-from kmodhookd.model import DecisionKind, FailureClass
+from kmodhookd.model import FailureClass
 from kmodhookd.observe import dkmstree
 from kmodhookd.observe.kernels import running_release
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
-from kmodhookd.verbs import Autoinstalled, Failed, Obstacle, Result, archives, rpmsafe
+from kmodhookd.verbs import TAKE_AWAY, Autoinstalled, Failed, Obstacle, Result, archives, rpmsafe
 
 CODES: dict[FailureClass | Obstacle, int] = {
     Obstacle.CONF: 8,
@@ -35,11 +35,6 @@ MAKE_FAILED = 10  # every other way in which a build fails
 EXCLUDED = 77
 AUTOINSTALL_FAILED = 11
 KERNEL_VERB_FAILED = 14
-TAKE_AWAY = {
-    "uninstall": DecisionKind.UNINSTALLED,
-    "unbuild": DecisionKind.UNBUILT,
-    "remove": DecisionKind.REMOVED,
-}
 
 
 def run(root: Root, settings: Settings, arguments: Arguments) -> int:

@@ -9,18 +9,11 @@ from pathlib import Path
 from kmodhookd.cli.exits import Exit
 from kmodhookd.cli.options import job_line, settings_for
 from kmodhookd.errors import InvalidArgument
-from kmodhookd.model import DecisionKind
 from kmodhookd.observe import dkmstree
 from kmodhookd.protocol import WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
-from kmodhookd.verbs import Obstacle, Result, Verbs, archives
-
-TAKE_AWAY = {
-    "uninstall": DecisionKind.UNINSTALLED,
-    "unbuild": DecisionKind.UNBUILT,
-    "remove": DecisionKind.REMOVED,
-}
+from kmodhookd.verbs import TAKE_AWAY, Obstacle, Result, Verbs, archives
 
 
 def run(arguments: argparse.Namespace) -> int:

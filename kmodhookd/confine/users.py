@@ -125,19 +125,19 @@ def lent() -> set[int]:
 
 def processes_of(uid: int) -> list[int]:
     """Processes that have a user as any of their four uids. Those that only wait to be reaped do not count."""
-    return [pid for pid in _all_processes() if _fields_of(pid, uid)]
+    return [pid for pid in processes.everybody() if _fields_of(pid, uid)]
 
 
 def memory_of(uid: int) -> int:
     """Bytes of memory that a user's processes have to themselves."""
-    kilobytes = (_fields_of(pid, uid).get("RssAnon", "0 kB") for pid in _all_processes())
+    kilobytes = (_fields_of(pid, uid).get("RssAnon", "0 kB") for pid in processes.everybody())
     return sum(int(text.split()[0]) for text in kilobytes) << 10
 
 
 def _namespaces() -> frozenset[str]:
     """The process namespaces of everybody but us."""
     own = _namespace(os.getpid())
-    return frozenset(each for each in map(_namespace, _all_processes()) if each not in ("", own))
+    return frozenset(each for each in map(_namespace, processes.everybody()) if each not in ("", own))
 
 
 def _namespace(pid: int) -> str:
@@ -172,10 +172,6 @@ def _is_ours(pid: int, foreign: frozenset[str]) -> bool:
     except OSError:
         return True
     return not privileged or os.getpid() in processes.ancestors(pid)
-
-
-def _all_processes() -> list[int]:
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
 
 
 def _fields_of(pid: int, uid: int) -> dict[str, str]:

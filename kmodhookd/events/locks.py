@@ -68,7 +68,7 @@ class Locks:
             identity = (status.st_dev, status.st_ino)
             pid = self._last.get(inside, 0)
             if not (pid and _has_open(pid, identity)):
-                pid = next((one for one in _processes() if _has_open(one, identity)), 0)
+                pid = next((one for one in processes.everybody() if _has_open(one, identity)), 0)
             self._last[inside] = pid
             if pid:
                 owners.add(Owner(inside, pid, processes.started(pid)))
@@ -94,10 +94,6 @@ def _lock_holder(path: Path) -> int | None:
     finally:
         os.close(fd)
     return None if kind == fcntl.F_UNLCK else max(0, pid)
-
-
-def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def _has_open(pid: int, identity: tuple[int, int]) -> bool:

@@ -33,16 +33,14 @@ def tarball_name(version: Version, kernels: Sequence[Target]) -> str:
     return f"{version.module}-{version.version}-{listed}.dkms.tar.gz"
 
 
-def make_tarball(
-    root: Root, version: Version, kernels: Sequence[Target], target: Path, *, source: bool, binaries_only: bool
-) -> None:
+def make_tarball(root: Root, version: Version, kernels: Sequence[Target], target: Path, *, binaries_only: bool) -> None:
     """Write the archive to `target`, whole or not at all, compressed as its name says."""
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent, delete=False) as file:
             temporary = Path(file.name)
-            _write(root, version, kernels, target, file, source=source, binaries_only=binaries_only)
+            _write(root, version, kernels, target, file, binaries_only=binaries_only)
         if target.suffix in ZSTD:
             plain, temporary = temporary, temporary.with_name(f"{temporary.name}.zst")
             run(["zstd", "-q", "--rm", "-o", str(temporary), "--", str(plain)], timeout=600, check=True)
@@ -62,7 +60,6 @@ def _write(
     target: Path,
     file: IO[bytes],
     *,
-    source: bool,
     binaries_only: bool,
 ) -> None:
     with _opened(target.suffix, file) as tar:
@@ -78,7 +75,7 @@ def _write(
             _text(tar, "./dkms_binaries_only/PACKAGE_VERSION", f"{version.version}\n")
             conf = root.resolve(f"{version.directory}/source/dkms.conf")
             tar.add(conf, "./dkms_binaries_only/dkms.conf", filter=_as_root)
-        elif source:
+        else:
             _directory(tar, "./dkms_source_tree")
             for entry in sorted(root.resolve(f"{version.directory}/source").iterdir()):
                 if not entry.name.startswith("."):

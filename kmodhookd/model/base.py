@@ -13,6 +13,20 @@ class Noun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class OfCell(Noun):
+    """Of one version of a module on one kernel."""
+
+    module: str
+    version: str
+    kernel: str
+    arch: str
+
+    @property
+    def cell(self) -> tuple[str, str, str, str]:
+        """Module, version, kernel, arch."""
+        return self.module, self.version, self.kernel, self.arch
+
+
 class Remembered(BaseModel):
     """What a look remembers for the next one; may be filled as it goes."""
 

@@ -4,7 +4,7 @@
 from enum import StrEnum
 from typing import Literal
 
-from kmodhookd.model.base import Noun
+from kmodhookd.model.base import Noun, OfCell
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
 
@@ -79,13 +79,9 @@ class BuiltModule(Noun):
     excluded: str = ""  # why this module is not for this kernel; "" when it is
 
 
-class Recipe(Noun):
+class Recipe(OfCell):
     """What dkms.conf asks for on one kernel: the outcome of every match and exclusion."""
 
-    module: str
-    version: str
-    kernel: str
-    arch: str
     modules: tuple[BuiltModule, ...] = ()
     make: str = ""  # command text; "" = the kernel's own `make -C … M=…`
     patches: tuple[str, ...] = ()  # names below patches/, in order
@@ -147,13 +143,9 @@ class InstalledFile(Noun):
     link: str = ""  # where it leads, when it is a link into the DKMS tree (`symlink_modules`)
 
 
-class Record(Noun):
+class Record(OfCell):
     """What we remember of a build that was installed (`/var/lib/kmodhookd/records`)."""
 
-    module: str
-    version: str
-    kernel: str
-    arch: str
     fingerprint: str  # of all inputs of what lies in the DKMS tree
     installed_fingerprint: str = ""  # of what is installed, which may be of an earlier build
     files: tuple[InstalledFile, ...] = ()  # what is installed; empty when nothing is
@@ -189,13 +181,9 @@ class FailureClass(StrEnum):
     INTERNAL = "internal"
 
 
-class Failure(Noun):
+class Failure(OfCell):
     """A failed attempt, remembered until its inputs change, a person asks, or `retry_at` has come."""
 
-    module: str
-    version: str
-    kernel: str
-    arch: str
     cause: FailureClass
     reason: str  # one sentence
     line: str = ""  # the compiler's own line
@@ -231,13 +219,9 @@ class Decision(Noun):
     by: str = ""  # "uid 1000", "root"
 
 
-class Placement(Noun):
+class Placement(OfCell):
     """Everything seen of one version of a module on one kernel."""
 
-    module: str
-    version: str
-    kernel: str
-    arch: str
     recipe: Recipe | None = None
     problem: str = ""  # why there is no recipe
     remedy: str = ""

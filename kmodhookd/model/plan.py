@@ -4,7 +4,7 @@
 from enum import StrEnum
 from typing import Literal
 
-from kmodhookd.model.base import Noun
+from kmodhookd.model.base import Noun, OfCell
 
 
 class State(StrEnum):
@@ -35,13 +35,9 @@ class Fact(Noun):
     remedy: str = ""
 
 
-class Cell(Noun):
+class Cell(OfCell):
     """The verdict on one version of a module on one kernel."""
 
-    module: str
-    version: str
-    kernel: str
-    arch: str
     state: State
     facts: tuple[Fact, ...] = ()
     required: bool = False
@@ -62,7 +58,7 @@ class ActionKind(StrEnum):
     INITRAMFS = "initramfs"
 
 
-class Action(Noun):
+class Action(OfCell):
     """One thing to do. Actions are listed in the order in which they may start; builds may overlap."""
 
     kind: ActionKind
@@ -72,11 +68,6 @@ class Action(Noun):
     arch: str = ""
     reason: str = ""
     by_hand: bool = False  # a person chose this version although there is a newer one
-
-    @property
-    def cell(self) -> tuple[str, str, str, str]:
-        """Module, version, kernel, arch."""
-        return self.module, self.version, self.kernel, self.arch
 
 
 class Target(Noun):

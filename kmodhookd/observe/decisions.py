@@ -152,12 +152,12 @@ def failure(root: Root, cell: Cell) -> Failure | None:
 
 def save_record(root: Root, value: Record) -> None:
     """Remember a build."""
-    store.save(cell_path(root, "records", _cell(value)), value)
+    store.save(cell_path(root, "records", value.cell), value)
 
 
 def save_failure(root: Root, value: Failure) -> None:
     """Remember a failed attempt."""
-    store.save(cell_path(root, "failures", _cell(value)), value)
+    store.save(cell_path(root, "failures", value.cell), value)
 
 
 def forget(root: Root, kind: str, cell: Cell) -> None:
@@ -182,7 +182,3 @@ def recorded_cells(root: Root, kind: str) -> list[Cell]:
         module, version, kernel = path.relative_to(top).parts[:3]
         cells.append((module, version, kernel, path.stem))
     return cells
-
-
-def _cell(value: Record | Failure) -> Cell:
-    return value.module, value.version, value.kernel, value.arch

@@ -19,6 +19,7 @@ from kmodhookd.model import (
     Kernel,
     Placement,
     Recipe,
+    Record,
     Source,
 )
 from kmodhookd.observe import (
@@ -61,6 +62,7 @@ class _Look:
     trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
     configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
     signing: dict[str, keys.Signing] = field(default_factory=dict)
+    records: dict[decisions.Cell, Record] = field(default_factory=dict)
     recorded: dict[tuple[str, str], set[str]] = field(
         default_factory=lambda: defaultdict(set)
     )  # module, release → files
@@ -74,17 +76,21 @@ def look(root: Root, settings: Settings) -> Inventory:
     tree = dkmstree.read(root, settings)
     surveys: dict[str, Survey] = {}
     kernels, kernel_problems = kernel_trees.kernels(root, settings, family, owners, surveys=surveys)
-    kernels = _with_vanished(root, kernels, tree, owners)
+    cells = _cells(root, tree)
+    with_ours = {cell[2:] for cell in cells}
+    kernels = _with_vanished(root, kernels, with_ours, owners)
     found, source_problems = sources.sources(root, settings, tree, owners)
     at = _Look(root, settings, family, tree, Inspector(root), _tools(root))
     at.trees.update({release: survey.modules for release, survey in surveys.items()})
     at.problems += [*settings.problems, *kernel_problems, *source_problems, *tree.problems]
     for cell in decisions.recorded_cells(root, "records"):
         record = decisions.record(root, cell)
-        at.recorded[cell[0], cell[2]] |= {file.path for file in record.files} if record else set()
+        if record is not None:
+            at.records[cell] = record
+            at.recorded[cell[0], cell[2]] |= {file.path for file in record.files}
     placements: list[Placement] = []
-    with_ours = {release for release, _ in _ours(root, tree)}
-    usable = [kernel for kernel in kernels if not kernel.leaving or kernel.release in with_ours]
+    releases = {release for release, _ in with_ours}
+    usable = [kernel for kernel in kernels if not kernel.leaving or kernel.release in releases]
     for source in found:
         try:
             placements += _placements(at, source, usable)
@@ -94,7 +100,7 @@ def look(root: Root, settings: Settings) -> Inventory:
     at.inspector.save()
     here = {kernel.release for kernel in kernels}
     known = {(source.module, source.version) for source in found}
-    orphans = sorted(cell for cell in _cells(root, tree) if cell[2] not in here or cell[:2] not in known)
+    orphans = sorted(cell for cell in cells if cell[2] not in here or cell[:2] not in known)
     return Inventory(
         when=started,
         kernels=kernels,
@@ -116,11 +122,6 @@ def destination(family: families.Family, kernel: Kernel, module: BuiltModule) ->
     return f"{kernel.tree}/{family.module_directory(module.dest_location).strip('/')}"
 
 
-def _ours(root: Root, tree: dkmstree.DkmsTree) -> set[tuple[str, str]]:
-    """(release, arch) of every kernel for which something was built or installed."""
-    return {cell[2:] for cell in _cells(root, tree)}
-
-
 def _cells(root: Root, tree: dkmstree.DkmsTree) -> set[decisions.Cell]:
     """Everything that was built or installed, whether or not its kernel is there."""
     built = {(*names, *cell) for names, version in tree.versions.items() for cell in version.built}
@@ -128,11 +129,12 @@ def _cells(root: Root, tree: dkmstree.DkmsTree) -> set[decisions.Cell]:
 
 
 def _with_vanished(
-    root: Root, kernels: tuple[Kernel, ...], tree: dkmstree.DkmsTree, owners: Owners
+    root: Root, kernels: tuple[Kernel, ...], ours: set[tuple[str, str]], owners: Owners
 ) -> tuple[Kernel, ...]:
+    """`ours`: (release, arch) of every kernel for which something was built or installed."""
     known = {one.release: one.package for one in decisions.memory(root).kernels}
     running = kernel_trees.running_release(root)
-    return vanished.with_vanished(root, kernels, running=running, known=known, ours=_ours(root, tree), owners=owners)
+    return vanished.with_vanished(root, kernels, running=running, known=known, ours=ours, owners=owners)
 
 
 def _placements(at: _Look, source: Source, kernels: list[Kernel]) -> list[Placement]:
@@ -170,7 +172,7 @@ def _placement(
     cell = (source.module, source.version, kernel.release, kernel.arch)
     recipe, problem, remedy = _recipe(at, source, kernel, conf)
     as_files_say = recipe if plain is conf else _recipe(at, source, kernel, plain)[0] or recipe
-    record = decisions.record(at.root, cell)
+    record = at.records.get(cell)
     version = at.tree.versions.get((source.module, source.version))
     stored_paths = version.built.get((kernel.release, kernel.arch)) if version else None
     stored = tuple(at.inspector.artifact(path) for path in stored_paths or ())

@@ -132,8 +132,7 @@ def _trees(root: Root, settings: Settings, problems: list[str]) -> list[_Tree]:
 
 def _modules_directory(root: Root, settings: Settings) -> tuple[Path, str]:
     """The directory of module trees outside and inside."""
-    default = settings.install_tree in ("/usr/lib/modules", "/lib/modules")
-    top = root.modules if default else root.resolve(settings.install_tree)
+    top = modtree.top(root, settings)
     return top, root.inside(top)
 
 

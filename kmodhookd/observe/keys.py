@@ -99,10 +99,11 @@ def _signing(root: Root, settings: Settings, kernel: Kernel, config: Mapping[str
     algorithm = config.get("CONFIG_MODULE_SIG_HASH", "")
     if not algorithm:
         return Signing(unsigned=f"{kernel.release} is built without module signing")
-    tool, why = _tool(root, settings, kernel)
+    program, key, public = _configured(root, settings, kernel.release, kernel.arch)
+    tool, why = _tool(root, kernel, program)
     if why:
         return Signing(unsigned=why)
-    where = pair(root, settings, kernel.release, kernel.arch, config)
+    where = _pair(root, kernel.release, key, public, config)
     found = Signing(tool=tool, hash=algorithm, pair=where)
     try:
         there = check(root, where)
@@ -126,10 +127,9 @@ def _configured(root: Root, settings: Settings, release: str, arch: str) -> tupl
     return sign_file, key, public
 
 
-def _tool(root: Root, settings: Settings, kernel: Kernel) -> tuple[str, str]:
-    """The program that signs, or why there is none. A `Fault` when a configured one cannot be run."""
+def _tool(root: Root, kernel: Kernel, chosen: str) -> tuple[str, str]:
+    """The program that signs, or why there is none. A `Fault` when the one that framework.conf chose cannot be run."""
     release = kernel.release
-    chosen = _configured(root, settings, release, kernel.arch)[0]
     if chosen:
         if not chosen.startswith("/") or not _runs(root, chosen):
             hint = "sign_file of /etc/dkms/framework.conf names the program that signs"
@@ -177,6 +177,11 @@ def _changeable(root: Root, inside: str) -> str:
 def pair(root: Root, settings: Settings, release: str, arch: str, config: Mapping[str, str]) -> Pair:
     """Key and certificate: framework.conf's, else the distribution's, else DKMS's own. They need not exist."""
     _, key, public = _configured(root, settings, release, arch)
+    return _pair(root, release, key, public, config)
+
+
+def _pair(root: Root, release: str, key: str, public: str, config: Mapping[str, str]) -> Pair:
+    """The pair, given what framework.conf says of it."""
     configured = bool(key or public)
     name = families.dkms_name(root)
     if not key and name.startswith("ubuntu"):

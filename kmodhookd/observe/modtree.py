@@ -4,10 +4,12 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from kmodhookd.errors import InvalidArgument
 from kmodhookd.observe import names
 from kmodhookd.root import Root
+from kmodhookd.settings import Settings
 
 NOT_MODULES = ("build", "source")  # the way to the headers
 # Where modules go that are not the kernel's own: what changes there says nothing about the kernel.
@@ -37,6 +39,12 @@ class Survey:
 def module_name(name: str) -> str:
     """A module's name as the kernel has it: dashes are underscores (modprobe(8)). Takes names with `.ko` as well."""
     return (names.module_name(name) or name).replace("-", "_")
+
+
+def top(root: Root, settings: Settings) -> Path:
+    """The directory of module trees: the one that there is, unless framework.conf or a call names another."""
+    default = settings.install_tree in ("/usr/lib/modules", "/lib/modules")
+    return root.modules if default else root.resolve(settings.install_tree)
 
 
 def walk(root: Root, tree: str) -> Mapping[str, list[Found]]:

@@ -6,7 +6,7 @@ interface.md; the first that holds names the state, all of them are told by `Exp
 """
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kmodhookd.model import (
@@ -369,32 +369,8 @@ RULES = (
 )
 
 
-def missing_dependencies(placement: Placement, there: frozenset[str]) -> tuple[str, ...]:
-    """The modules of BUILD_DEPENDS that are not there on this kernel, given the names of those that are."""
-    return tuple(name for name in placement.recipe.depends if name not in there) if placement.recipe else ()
-
-
 def stays(placement: Placement, versions: Sequence[Placement], superseded_by: str) -> str:
     """The version that is installed where this one, which is taken, is to go."""
     others = (one for one in versions if one.version != placement.version and is_installed(one))
     applies = placement.recipe is not None and not placement.recipe.excluded and not superseded_by
     return next((one.version for one in others), "") if applies else ""
-
-
-def satisfies(cell: Cell) -> bool:
-    """Whether what depends on this module may be built: it is there, or dkms.conf says that it need not be."""
-    return cell.there or cell.state in THERE or cell.state is State.EXCLUDED
-
-
-def circle(module: str, depends: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The modules, from this one on, that depend on each other in a circle back to it; () when there is none."""
-    paths: list[tuple[str, ...]] = [(module,)]
-    seen = {module}
-    for path in paths:  # grows as it goes: the shortest circle is found first
-        for name in depends.get(path[-1], ()):
-            if name == module:
-                return path
-            if name not in seen:
-                seen.add(name)
-                paths.append((*path, name))
-    return ()

@@ -154,8 +154,8 @@ def _judge_all(picture: _Picture) -> None:
                 kernel=picture.kernels[placement.kernel],
                 decision=_decision(picture, placement),
                 superseded_by=superseded,
-                missing_dependencies=cells.missing_dependencies(placement, there[placement.kernel]),
-                cycle=cells.circle(placement.module, depends.get(placement.kernel, {})),
+                missing_dependencies=dependencies.missing(placement, there[placement.kernel]),
+                cycle=dependencies.circle(placement.module, depends.get(placement.kernel, {})),
                 known_modules=known,
                 settings=picture.settings,
                 stays=cells.stays(placement, picture.rivals[placement.module, placement.kernel], superseded),
@@ -252,7 +252,7 @@ def _can_build(picture: _Picture, placement: Placement) -> bool:
     source = picture.sources[placement.module, placement.version]
     if placement.recipe is None or (source.unpacked and not source.registered):
         return False
-    if cells.missing_dependencies(placement, picture.there[placement.kernel]):
+    if dependencies.missing(placement, picture.there[placement.kernel]):
         return False  # also what is there already: without them its renewal could only fail
     return picture.kernels[placement.kernel].headers.state is HeadersState.PRESENT
 

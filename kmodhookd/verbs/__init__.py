@@ -5,7 +5,7 @@ They need neither bus nor daemon. What a person takes away is remembered, so tha
 what a person asks for takes such a word back (design.md, "What decides", rules 1 and 3).
 """
 
-from kmodhookd.verbs.result import Autoinstalled, Failed, Obstacle, Result
+from kmodhookd.verbs.result import TAKE_AWAY, Autoinstalled, Failed, Obstacle, Result
 from kmodhookd.verbs.verbs import Verbs
 
-__all__ = ["Autoinstalled", "Failed", "Obstacle", "Result", "Verbs"]
+__all__ = ["TAKE_AWAY", "Autoinstalled", "Failed", "Obstacle", "Result", "Verbs"]

@@ -106,7 +106,7 @@ def pack(
     target = place / tarball_name(entry, targets)
     if archive:
         target = Path(os.path.abspath(archive)) if "/" in archive else place / archive
-    make_tarball(root, entry, targets, target, source=True, binaries_only=binaries_only)
+    make_tarball(root, entry, targets, target, binaries_only=binaries_only)
     return target
 
 

@@ -4,7 +4,14 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kmodhookd.model import FailureClass
+from kmodhookd.model import DecisionKind, FailureClass
+
+TAKE_AWAY = {
+    "uninstall": DecisionKind.UNINSTALLED,
+    "unbuild": DecisionKind.UNBUILT,
+    "remove": DecisionKind.REMOVED,
+}
+"""The verbs that take something away, with what is remembered of each."""
 
 
 class Obstacle(StrEnum):

@@ -200,7 +200,7 @@ class Verbs:
             for one in inventory.placements:
                 if one.kernel != kernel or not one.built or one.recipe is None or not one.recipe.autoinstall:
                     continue
-                cell = (one.module, one.version, one.kernel, one.arch)
+                cell = one.cell
                 ownership.adopt(self.root, self.settings, tree, cell)
                 record = decisions.record(self.root, cell) or Record.model_validate(
                     {"module": cell[0], "version": cell[1], "kernel": cell[2], "arch": cell[3], "fingerprint": ""}
@@ -273,7 +273,7 @@ class Verbs:
         inventory = look(self.root, self.settings)
         late: list[Action] = []
         for placement in inventory.placements:
-            cell = (placement.module, placement.version, placement.kernel, placement.arch)
+            cell = placement.cell
             if cell not in put_off or not cells.is_fresh(placement):
                 continue
             winner = in_tree_wins(placement, asked, self.settings)

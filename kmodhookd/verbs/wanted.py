@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kmodhookd.model import Action, ActionKind, HeadersState, Inventory, Kernel, Placement, Source
-from kmodhookd.plan import cells, intree, planner
+from kmodhookd.plan import cells, dependencies, intree, planner
 from kmodhookd.settings import Settings
 from kmodhookd.verbs.result import Failed, Obstacle, Result
 
@@ -105,7 +105,7 @@ def obstacle(
     if builds and headers.state in (HeadersState.MISSING, HeadersState.MISMATCHED):
         command = f" [{headers.command}]" if headers.command else ""
         return failed(f"{headers.detail or 'headers are missing'}{command}", Obstacle.HEADERS)
-    missing = cells.missing_dependencies(placement, modules_there(inventory, kernel.release))
+    missing = dependencies.missing(placement, modules_there(inventory, kernel.release))
     if builds and missing and not asked.force:
         return failed(f"BUILD_DEPENDS: {', '.join(missing)} must be installed there first", Obstacle.DEPENDENCY)
     return None

@@ -234,7 +234,7 @@ def test_what_is_packed_can_be_unpacked(root: Root, tmp_path: Path, suffix: str)
     trees.make(root.prefix, {**source, **built})
     version = Version("foo", "1.0", tree, "/usr/src/foo-1.0", True, {(K, "x86_64"): ()})
     target = tmp_path / f"made/foo.{suffix}"
-    make_tarball(root, version, [(K, "x86_64")], target, source=True, binaries_only=False)
+    make_tarball(root, version, [(K, "x86_64")], target, binaries_only=False)
     content = tmp_path / "content"
     content.mkdir()
     unpack(target, content)
@@ -245,6 +245,6 @@ def test_what_is_packed_can_be_unpacked(root: Root, tmp_path: Path, suffix: str)
         "dkms_source_tree/src/a.c",
     ]
     assert [path.name for path in target.parent.iterdir()] == [target.name]
-    make_tarball(root, version, [], target, source=True, binaries_only=True)
+    make_tarball(root, version, [], target, binaries_only=True)
     with incoming.unpacked(root, SETTINGS, target) as found:
         assert found.source is None and found.conf.read_text() == CONF

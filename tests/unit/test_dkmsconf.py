@@ -2,16 +2,16 @@
 """dkms.conf and its overrides: read statically where that is right, by a confined Bash where it must be."""
 
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import place
 
 from kmodhookd import confine
 from kmodhookd.errors import Fault
@@ -20,6 +20,8 @@ from kmodhookd.observe import dkmsbash, dkmsconf
 from kmodhookd.root import Root
 from kmodhookd.run import Result
 from kmodhookd.settings import Settings
+
+__all__ = ["place"]  # a fixture
 
 K1, K2 = ("6.1.0-56-amd64", "x86_64"), ("6.12.1-arch1-1", "x86_64")
 HEAD = 'PACKAGE_NAME="m"\nPACKAGE_VERSION="1.0"\n'
@@ -32,15 +34,6 @@ def top(tmp_path: Path) -> Path:
     (tmp_path / "usr/src/m-1.0").mkdir(parents=True)
     (tmp_path / "etc/dkms").mkdir(parents=True)
     return tmp_path
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that the build user can read, in a root that has Bash: this machine."""
-    path = Path(tempfile.mkdtemp(prefix="kmodhookd-test-", dir="/var/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 def read(top: Path, conf: str | bytes, *kernels: tuple[str, str], **overrides: str) -> list[Conf | Fault]:

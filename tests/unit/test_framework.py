@@ -2,10 +2,9 @@
 """DKMS's framework.conf: read like Bash without running anything, in full; what does not fit is named and stops nothing."""
 
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,14 @@ import trees
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from trees import place
 
 from kmodhookd import confine, run
 from kmodhookd.observe import framework
 from kmodhookd.root import Root
 from kmodhookd.settings import Dkms, Settings
+
+__all__ = ["place"]  # a fixture
 
 MAIN = framework.MAIN
 ALL = """
@@ -58,15 +60,6 @@ READ = Dkms(
 def load(base: Path, main: str, entries: Mapping[str, trees.Content] | None = None, **environment: str) -> Settings:
     root = trees.make(base, {MAIN: main, "/var/tmp": None, "/etc/dkms/env": "", **(entries or {})})
     return framework.load(root, environment=environment)
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that the build user can read, on this machine, which has Bash."""
-    path = Path(tempfile.mkdtemp(prefix="kmodhookd-test-", dir="/var/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import cells, planner
+from kmodhookd.plan import cells, dependencies, planner
 from kmodhookd.settings import Policy, Settings
 
 K1 = kernel("6.1.0-1-amd64")
@@ -177,10 +177,10 @@ def test_a_failure_tells_all_that_is_known_of_it() -> None:
 
 def test_circles_are_found_and_chains_are_not_circles() -> None:
     depends = {"a": ("x", "b"), "b": ("c",), "c": ("a",), "d": ("a",), "e": ("e",)}
-    assert cells.circle("a", depends) == ("a", "b", "c")
-    assert cells.circle("c", depends) == ("c", "a", "b")
-    assert cells.circle("d", depends) == ()
-    assert cells.circle("e", depends) == ("e",)
+    assert dependencies.circle("a", depends) == ("a", "b", "c")
+    assert dependencies.circle("c", depends) == ("c", "a", "b")
+    assert dependencies.circle("d", depends) == ()
+    assert dependencies.circle("e", depends) == ("e",)
 
 
 def test_boot_verdict_counts_the_version_that_is_wanted() -> None:

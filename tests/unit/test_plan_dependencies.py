@@ -121,5 +121,6 @@ def test_a_dependency_of_another_version_than_it_was_built_upon() -> None:
 
 def test_what_front_ends_ask_before_a_build() -> None:
     now = world({"top": ("base",), "base": ()})
-    assert dependencies.missing(now.placements[0], plan(now).cells) == ("base",)
-    assert dependencies.missing(now.placements[1], plan(now).cells) == ()
+    there = dependencies.there(plan(now).cells)
+    assert dependencies.missing(now.placements[0], there[now.placements[0].kernel]) == ("base",)
+    assert dependencies.missing(now.placements[1], there[now.placements[1].kernel]) == ()

@@ -2,13 +2,11 @@
 """DKMS's tree as a build sees it: what a script may read and write there, and what of it is kept."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from trees import place
 
 from kmodhookd import confine, run
 from kmodhookd.act import treeview
@@ -17,6 +15,8 @@ from kmodhookd.act.workspace import Workspace
 from kmodhookd.model import Recipe, Source
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
+
+__all__ = ["place"]  # a fixture
 
 HOST = Root("/")
 K, A = "6.1.0-1-amd64", "x86_64"
@@ -48,12 +48,9 @@ class Stage:
 
 
 @pytest.fixture(params=["namespaces", "setuid"])
-def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest, place: Path) -> Stage:
     """With a cage that can mount, and with one that cannot."""
-    if confine.obstacle(HOST, request.param):
-        pytest.skip(f"{request.param}: {confine.obstacle(HOST, request.param)}")
-    place = Path(tempfile.mkdtemp(prefix="kmodhookd-test-", dir="/var/tmp"))
-    place.chmod(0o755)
+    assert not confine.obstacle(HOST, request.param)
     for name, text in {"foo/1.0/source/x": "", "bar/2.0/x/y/own.h": "bar", f"foo/0.9/{K}/{A}/old.h": "old"}.items():
         path = place / "dkms" / name
         path.parent.mkdir(parents=True)
@@ -68,8 +65,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     view = treeview.prepare(
         HOST, settings, SOURCE, RECIPE, workspace, mounts=request.param == "namespaces", uid=uid, gid=gid
     )
-    yield Stage(place, workspace, view, request.param)
-    shutil.rmtree(place)
+    return Stage(place, workspace, view, request.param)
 
 
 def test_what_is_written_beside_the_modules_is_kept(stage: Stage) -> None:
