@@ -12,7 +12,7 @@ from kmodhookd import store
 from kmodhookd.act import depmod, install, registry
 from kmodhookd.errors import Busy
 from kmodhookd.model import Kernel
-from kmodhookd.observe import decisions
+from kmodhookd.observe import decisions, index
 from kmodhookd.observe.elf import module_name
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -60,6 +60,7 @@ def _forget(root: Root, settings: Settings, release: str) -> None:
     for link in top.glob(f"*/kernel-{release}-*"):
         if link.is_symlink() and not link.exists():
             link.unlink()
+    index.forget(root, release)
     for cell in decisions.recorded_cells(root, "failures"):
         if cell[2] == release:
             decisions.forget(root, "failures", cell)

@@ -1,50 +1,47 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The module index of a kernel, made by depmod(8) once its modules are all in.
 
-kmod writes each index file beside the old one and renames it, but on a full disk it renames an empty one over a good one
-(measured with kmod 30: `modules.dep` of 0 bytes, and the kernel boots without modules). So the old files keep a second
-name while it works, and come back when it fails or is killed.
+depmod writes each file of the index beside the old one and renames it. On a full disk it renames an empty one over a good
+one (measured with kmod 30: `modules.dep` of 0 bytes, and the kernel boots without modules), and a package's maintainer
+script may be running another depmod in the same directory. So ours works in a directory of its own, which shows it the
+kernel's modules through links, and what it made is put in place when it is whole.
 """
 
+import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 from kmodhookd import store
 from kmodhookd.act import journal
 from kmodhookd.act.toolchain import which
 from kmodhookd.errors import Fault
+from kmodhookd.observe import index
 from kmodhookd.root import Root
 from kmodhookd.run import run
 
 TIMEOUT = 300.0
-KEPT = ".kmodhookd-index-"  # what the second name of an index file begins with
+WORK = f"{store.STATE}/index"  # a directory for each kernel while its index is made
+NEW = ".kmodhookd-index-"  # what a file of the new index is called until it is in place
 GENERATED = re.compile(
     r"modules\.(alias|alias\.bin|builtin\.alias\.bin|builtin\.bin|dep|dep\.bin|devname|softdep|symbols|symbols\.bin|weakdep)"
 )
-TEMPORARY = re.compile(GENERATED.pattern + r"\.\d+\.\d+\.\d+")
+TEMPORARY = re.compile(rf"{GENERATED.pattern}\.\d+\.\d+\.\d+|{re.escape(NEW)}.*")  # depmod's, and ours
 
 
 def depmod(root: Root, release: str) -> None:
     """Index a kernel's modules. Does nothing for a tree without a kernel. `Fault` when it fails: the old index stays."""
     tree = root.modules / release
-    if not has_kernel(root, release):
-        journal.index_made(root, release)
-        return
-    _restore(tree)  # one that was killed
-    try:
-        _keep(tree)
-        complaint = _run(root, tree, release)
-    except OSError as error:
-        complaint = error.strerror or str(error)
-    if not complaint and not _sound(tree):
-        complaint = "depmod wrote no modules.dep"
-    if complaint:
-        _restore(tree)
-        raise Fault(f"the module index could not be made: {complaint}", where=release, hint=f"run 'depmod {release}'")
-    for kept in _kept(tree):
-        kept.unlink()
-    store.sync_directory(tree)
+    if has_kernel(root, release):
+        work = root.path(f"{WORK}/{release}")
+        try:
+            _make(root, tree, work)
+        except OSError as error:
+            raise _fault(release, error.strerror or str(error)) from None
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        index.remember(root, release)
     journal.index_made(root, release)
 
 
@@ -54,19 +51,43 @@ def has_kernel(root: Root, release: str) -> bool:
     return any((tree / name).exists() for name in ("kernel", "modules.order", "modules.builtin"))
 
 
-def _run(root: Root, tree: Path, release: str) -> str:
+def _make(root: Root, tree: Path, work: Path) -> None:
+    made = _mirror(root, tree, work)
+    complaint = _run(root, work, tree)
+    if not complaint and not _sound(made):
+        complaint = "depmod wrote no modules.dep"
+    if complaint:
+        raise _fault(tree.name, complaint)
+    _put(made, tree)
+
+
+def _mirror(root: Root, tree: Path, work: Path) -> Path:
+    """A base directory for depmod in which the kernel's tree is one of links; that tree."""
+    shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+    mirror = work / "usr/lib/modules" / tree.name
+    mirror.mkdir(parents=True)
+    (work / "lib").symlink_to("usr/lib")  # each kmod has one of the two places compiled in
+    outside = _runs_outside(root)
+    for entry in os.scandir(tree):
+        if not (GENERATED.fullmatch(entry.name) or TEMPORARY.fullmatch(entry.name)):
+            (mirror / entry.name).symlink_to(entry.path if outside else root.inside(entry.path))
+    return mirror
+
+
+def _runs_outside(root: Root) -> bool:
+    """Whether it is this machine's depmod that serves the root, which has none."""
+    return not root.is_host and not which(root, "depmod")
+
+
+def _run(root: Root, work: Path, tree: Path) -> str:
     """Run it, inside the root where that has one; what it complained of."""
+    release, outside = tree.name, _runs_outside(root)
     maps = (f"/boot/System.map-{release}", f"{root.inside(tree)}/System.map")
     symbols = next((path for path in maps if root.resolve(path).is_file()), "")
-    if root.is_host or which(root, "depmod"):
-        options = ["-F", symbols] if symbols else []
-        result = run(["depmod", "-a", *options, release], root=root, timeout=TIMEOUT)
-    else:
-        options = ["-F", str(root.resolve(symbols))] if symbols else []
-        result = run(["depmod", "-b", str(root.prefix), "-a", *options, release], timeout=TIMEOUT)
-    for entry in list(os.scandir(tree)):
-        if TEMPORARY.fullmatch(entry.name):
-            os.unlink(entry.path)
+    base = str(work) if outside else root.inside(work)
+    options = ["-F", str(root.resolve(symbols)) if outside else symbols] if symbols else []
+    argv = ["depmod", "-b", base, "-a", *options, release]
+    result = run(argv, timeout=TIMEOUT) if outside else run(argv, root=root, timeout=TIMEOUT)
     # Somebody's broken module is an ERROR too, with status 0: the index is made without it, and that is right.
     said = re.search(r"^depmod: (?:ERROR: (?!failed to load symbols)|FATAL: ).*$", result.output, re.MULTILINE)
     if result.ok and not said:
@@ -74,22 +95,31 @@ def _run(root: Root, tree: Path, release: str) -> str:
     return said[0].removeprefix("depmod: ") if said else result.output.strip() or result.sentence()
 
 
-def _keep(tree: Path) -> None:
-    for entry in list(os.scandir(tree)):
-        if GENERATED.fullmatch(entry.name):
-            os.link(entry.path, tree / f"{KEPT}{entry.name}")
-
-
-def _restore(tree: Path) -> None:
-    for kept in _kept(tree):
-        kept.rename(tree / kept.name.removeprefix(KEPT))
-
-
-def _kept(tree: Path) -> list[Path]:
-    return sorted(path for path in tree.iterdir() if path.name.startswith(KEPT))
-
-
-def _sound(tree: Path) -> bool:
+def _sound(made: Path) -> bool:
     """Whether there is an index that lists something, as every kernel with modules has one."""
-    path = tree / "modules.dep"
-    return path.is_file() and (path.stat().st_size > 0 or not (tree / "kernel").exists())
+    path = made / "modules.dep"
+    return path.is_file() and (path.stat().st_size > 0 or not (made / "kernel").exists())
+
+
+def _put(made: Path, tree: Path) -> None:
+    """Copy the new index beside the old one, and take its place only when all of it is on the disk."""
+    names = [entry.name for entry in os.scandir(made) if GENERATED.fullmatch(entry.name)]
+    fresh = [tree / f"{NEW}{name}" for name in names]
+    try:
+        for name, path in zip(names, fresh, strict=True):
+            with (made / name).open("rb") as source, path.open("wb") as target:
+                os.fchmod(target.fileno(), 0o644)
+                shutil.copyfileobj(source, target)
+                target.flush()
+                os.fsync(target.fileno())
+        for name, path in zip(names, fresh, strict=True):
+            path.rename(tree / name)
+    finally:
+        for path in fresh:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    store.sync_directory(tree)
+
+
+def _fault(release: str, complaint: str) -> Fault:
+    return Fault(f"the module index could not be made: {complaint}", where=release, hint=f"run 'depmod {release}'")

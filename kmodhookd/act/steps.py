@@ -94,6 +94,9 @@ class Work:
         self._produce(now, [one for one in todo if one.kind in (ActionKind.BUILD, ActionKind.INSTALL)])
         for kind in (ActionKind.UNINSTALL, ActionKind.UNBUILD, ActionKind.REMOVE, ActionKind.CLEAN):
             self._simple(now, todo, kind)
+        self._dirty |= {
+            one.kernel for one in todo if one.kind is ActionKind.INDEX and self.controls.may_commit(one.kernel)
+        }
         self._index(now)
         return bool(todo)
 

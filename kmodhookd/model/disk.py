@@ -252,8 +252,8 @@ class Inventory(Noun):
     family: str = "other"  # debian, arch, fedora, suse, other
     boot_default: str = ""
     running: str = ""
-    initramfs_due: tuple[str, ...] = ()  # kernels whose initramfs is older than a module of ours that it holds
     problems: tuple[str, ...] = ()  # what could not be read, as sentences
     parked: tuple[str, ...] = ()  # MODULE/VERSION deregistered within a running package upgrade
     orphans: tuple[tuple[str, str, str, str], ...] = ()  # module, version, release, arch built for what is no kernel
     departed: tuple[tuple[str, str], ...] = ()  # module, version that went with their package
+    unlisted: tuple[str, ...] = ()  # kernels whose module index others made and that lacks modules of ours

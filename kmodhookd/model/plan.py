@@ -55,7 +55,7 @@ class ActionKind(StrEnum):
     UNBUILD = "unbuild"  # a kernel's directory out of the DKMS tree
     REMOVE = "remove"  # deregister a version
     CLEAN = "clean"  # empty directories and depmod's files of a kernel that is gone
-    INITRAMFS = "initramfs"
+    INDEX = "index"  # depmod, where another one's index lacks modules of ours
 
 
 class Action(OfCell):

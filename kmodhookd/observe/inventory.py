@@ -28,6 +28,7 @@ from kmodhookd.observe import (
     dkmsconf,
     dkmstree,
     families,
+    index,
     keys,
     overlays,
     parked,
@@ -114,6 +115,7 @@ def look(root: Root, settings: Settings) -> Inventory:
         parked=tuple("/".join(names) for names, note in parked.parked(root, tree).items() if note.running),
         orphans=tuple(orphans),
         departed=sources.departed(root, found, owners),
+        unlisted=tuple(kernel.release for kernel in kernels if _is_unlisted(at, kernel, placements)),
     )
 
 
@@ -271,6 +273,14 @@ def _is_weak(at: _Look, kernel: Kernel, found: Found) -> bool:
     modules = at.root.inside(at.root.modules)
     elsewhere = found.link.startswith(f"{modules}/") and not found.link.startswith(f"{kernel.tree}/")
     return elsewhere or found.path.startswith(f"{kernel.tree}/weak-updates/")
+
+
+def _is_unlisted(at: _Look, kernel: Kernel, placements: list[Placement]) -> bool:
+    """Whether the kernel's module index lacks what we put there."""
+    here = [one for one in placements if one.kernel == kernel.release and one.record is not None]
+    ours = {file.path for one in here for file in (one.record.files if one.record else ())}
+    there = [artifact.path for one in here for artifact in one.installed if artifact.path in ours]
+    return index.lacks(at.root, kernel.release, kernel.tree, there)
 
 
 def _fingerprint(at: _Look, source: Source, kernel: Kernel, recipe: Recipe | None) -> str:

@@ -68,6 +68,8 @@ def make(
     _judge_all(picture)
     work = _work(picture, rebuild, now)
     actions = [*_registrations(picture), *work.actions, *work.removals, *_removals(picture)]
+    lacking = "its index lacks modules of ours"
+    actions += [Action(kind=ActionKind.INDEX, kernel=one, reason=lacking) for one in inventory.unlisted]
     # In the middle of its package's upgrade nothing is done about a version (design.md, rule 4).
     actions = [one for one in actions if f"{one.module}/{one.version}" not in inventory.parked]
     allowed = [action for action in actions if _passes_gate(action, held, lifted)]

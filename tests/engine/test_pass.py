@@ -69,6 +69,22 @@ def test_every_kernel_is_served_and_what_is_broken_disturbs_nothing(system: Site
     assert not system.built() and not outcome.installed, "nothing is done twice"
 
 
+def test_an_index_that_a_slower_depmod_made_is_made_again(system: Site) -> None:
+    system.source("listed")
+    system.one_pass()
+    index = system.root.resolve(f"/usr/lib/modules/{system.k1}/modules.dep")
+    kept = system.overlay.path("/root") / "listed.ko"
+    shutil.move(system.file("listed", system.k1), kept)  # it had looked before ours was there …
+    system.overlay.run(["depmod", system.k1])
+    shutil.move(kept, system.file("listed", system.k1))
+    assert "listed.ko" not in index.read_text()
+    system.one_pass()
+    assert "updates/dkms/listed.ko:" in index.read_text()
+    made = index.stat()
+    system.one_pass()
+    assert index.stat().st_mtime_ns == made.st_mtime_ns, "and then it is left alone"
+
+
 def test_deleted_module_is_put_back_without_a_build(system: Site) -> None:
     system.source("lost")
     system.one_pass()

@@ -13,10 +13,10 @@ import pytest
 import trees
 
 from kmodhookd.act import initramfs, journal, scripts
-from kmodhookd.act.depmod import depmod
+from kmodhookd.act.depmod import GENERATED, depmod
 from kmodhookd.errors import Fault
 from kmodhookd.model import Headers, HeadersState, InstalledFile, Kernel, Recipe, Record
-from kmodhookd.observe import decisions, families
+from kmodhookd.observe import decisions, families, index
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -46,6 +46,21 @@ def test_the_index_is_made(root: Root) -> None:
     assert not journal.indexes_owed(root)
 
 
+def test_it_is_what_depmod_itself_makes(root: Root) -> None:
+    """Links in place of the kernel's directories must show nowhere."""
+    trees.make(root.prefix, {"/etc/depmod.d/x.conf": "search updates built-in\n"})
+    (tree(root) / "extra").mkdir()
+    modules.build(tree(root) / "extra/tiny_two.ko", name="tiny_two", info={"depends": "", "alias": "pci:v1d2*"})
+    depmod(root, K)
+    ours = {path.name: path.read_bytes() for path in tree(root).glob("modules.*")}
+    for path in tree(root).glob("modules.*"):
+        if GENERATED.fullmatch(path.name):
+            path.unlink()
+    subprocess.run(["depmod", "-b", root.prefix, K], check=True)
+    assert ours == {path.name: path.read_bytes() for path in tree(root).glob("modules.*")}
+    assert b"extra/tiny_two.ko" in ours["modules.dep"]
+
+
 def test_somebody_s_broken_module_does_not_keep_ours_out(root: Root) -> None:
     (tree(root) / "kernel/bad.ko").write_bytes(b"x" * 100)
     depmod(root, K)
@@ -63,11 +78,54 @@ def test_headers_alone_get_no_index(root: Root) -> None:
     assert not journal.indexes_owed(root)
 
 
-def test_a_depmod_that_was_killed_leaves_nothing(root: Root) -> None:
-    (tree(root) / "modules.dep.4711.1.2").touch()
-    (tree(root) / "modules.notes").touch()
+def test_what_was_killed_is_gone_and_what_another_depmod_writes_stays(root: Root) -> None:
+    """Of a depmod in a maintainer script: taking its files away makes the kernel's package fail to install."""
+    theirs = [tree(root) / "modules.dep.4711.1.2", tree(root) / "modules.alias.bin.4712.979636.1795259734"]
+    for path in theirs:
+        path.touch()
+    ours = root.prefix / f"var/lib/kmodhookd/index/{K}/usr/lib/modules/{K}/modules.dep"
+    ours.parent.mkdir(parents=True)
+    ours.touch()
     depmod(root, K)
-    assert not list(tree(root).glob("modules.dep.4*")) and (tree(root) / "modules.notes").exists()
+    assert all(path.exists() for path in theirs)
+    assert not (root.prefix / f"var/lib/kmodhookd/index/{K}").exists()
+    assert not list(tree(root).glob(".kmodhookd-*"))
+
+
+def test_depmods_side_by_side_do_not_disturb_each_other(root: Root) -> None:
+    for number in range(300):
+        modules.build(tree(root) / f"kernel/drivers/m{number}.ko", name=f"m{number}", info={"depends": ""})
+    argv = ["sh", "-c", f"for i in 1 2 3 4 5 6 7 8; do depmod -b {root.prefix} {K} || exit 1; done"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE) as other:
+        while other.poll() is None:
+            depmod(root, K)
+        assert other.stderr is not None
+        assert other.returncode == 0, other.stderr.read()
+    assert "updates/dkms/tiny_one.ko" in (tree(root) / "modules.dep").read_text()
+
+
+OURS = f"{TREE}/updates/dkms/tiny_one.ko"
+
+
+def test_an_index_of_others_that_lacks_ours_is_seen(root: Root) -> None:
+    depmod(root, K)
+    assert not index.lacks(root, K, TREE, [OURS])
+    (root.prefix / OURS.strip("/")).rename(root.prefix / "aside.ko")  # a depmod that looks before ours is there …
+    subprocess.run(["depmod", "-b", root.prefix, K], check=True)
+    (root.prefix / "aside.ko").rename(root.prefix / OURS.strip("/"))  # … and ends after ours
+    assert index.lacks(root, K, TREE, [OURS])
+    assert not index.lacks(root, K, TREE, [])
+    subprocess.run(["depmod", "-b", root.prefix, K], check=True)
+    assert not index.lacks(root, K, TREE, [OURS]), "another's that lists it is as good as ours"
+
+
+def test_what_our_own_index_does_not_list_was_shadowed(root: Root) -> None:
+    """No index is made again and again for a file that depmod does not take."""
+    shadowed = f"{TREE}/extra/tiny_one.ko"
+    depmod(root, K)
+    assert not index.lacks(root, K, TREE, [OURS, shadowed])
+    subprocess.run(["depmod", "-b", root.prefix, K], check=True)
+    assert index.lacks(root, K, TREE, [OURS, shadowed]), "another's is looked at once"
 
 
 @pytest.fixture

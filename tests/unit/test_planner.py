@@ -51,6 +51,14 @@ def test_new_kernel_is_built_and_installed() -> None:
     assert kinds(made) == [("build", "v4l", k1.release), ("install", "v4l", k1.release)]
 
 
+def test_an_index_of_others_that_lacks_ours_is_made_again_when_the_gate_is_open() -> None:
+    v4l, k1 = source("v4l"), kernel("6.1.0-1-amd64")
+    world = inventory([installed(placement(v4l, k1))], [k1], [v4l]).model_copy(update={"unlisted": (k1.release,)})
+    assert kinds(plan(world)) == [("index", "", k1.release)]
+    assert kinds(plan(world, held=True)) == [] and plan(world, held=True).held_back
+    assert kinds(plan(world, held=True, lifted=[k1.release])) == [("index", "", k1.release)]
+
+
 def test_nothing_to_do_when_all_is_there() -> None:
     v4l, k1 = source("v4l"), kernel("6.1.0-1-amd64")
     made = plan(inventory([installed(placement(v4l, k1))], [k1], [v4l]))

@@ -100,5 +100,6 @@ def carry_out(before: Inventory, actions: tuple[Action, ...]) -> Inventory:
             "placements": tuple(placements.values()),
             "sources": tuple(sources.values()),
             "kernels": tuple(kernels.values()),
+            "unlisted": (),
         }
     )
