@@ -119,6 +119,16 @@ def test_an_index_of_others_that_lacks_ours_is_seen(root: Root) -> None:
     assert not index.lacks(root, K, TREE, [OURS]), "another's that lists it is as good as ours"
 
 
+def test_an_index_of_which_another_s_files_are_a_part_is_seen(root: Root) -> None:
+    """Two at once put their files in place one by one."""
+    depmod(root, K)
+    (tree(root) / "modules.alias.bin").rename(tree(root) / "ours")
+    shutil.copy(tree(root) / "ours", tree(root) / "modules.alias.bin")
+    assert index.lacks(root, K, TREE, [OURS])
+    depmod(root, K)
+    assert not index.lacks(root, K, TREE, [OURS])
+
+
 def test_what_our_own_index_does_not_list_was_shadowed(root: Root) -> None:
     """No index is made again and again for a file that depmod does not take."""
     shadowed = f"{TREE}/extra/tiny_one.ko"
