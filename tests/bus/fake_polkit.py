@@ -3,6 +3,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from gi.repository import Gio, GLib
 
@@ -13,7 +14,7 @@ XML = """<node><interface name="org.freedesktop.PolicyKit1.Authority"><method na
 PATH = "/org/freedesktop/PolicyKit1/Authority"
 
 address, mode, asked = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-hanging = []
+hanging: list[Any] = []
 
 
 def answer() -> bool:

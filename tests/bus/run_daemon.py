@@ -21,8 +21,8 @@ journal = log.Journal(f"{home}/journal.socket")
 connected = bus.connect
 
 
-def connect(where: str, own_uid: int) -> bus.Connection:
-    connection = connected(where, own_uid)
+def connect(address: str, own_uid: int) -> bus.Connection:
+    connection = connected(address, own_uid)
 
     def lose() -> bool:
         connection.call(*bus.DBUS, "ReleaseName", bus.Variant("(s)", ("org.kmodhookd1",)))

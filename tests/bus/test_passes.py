@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What makes the daemon look, what tickets are worth, and what becomes of workers that misbehave."""
 
+import functools
 import os
 import signal
 import time
@@ -206,7 +207,7 @@ def test_a_name_that_is_not_utf8_is_survived(daemon: Served) -> None:
     for round_ in range(2):
         before = len(daemon.requests())
         os.mkdir(os.fsencode(daemon.root) + b"/usr/src/\xff\xfe" + str(round_).encode())
-        eventually(lambda before=before: len(daemon.requests()) > before, 5)
+        eventually(functools.partial(lambda known: len(daemon.requests()) > known, before), 5)
         daemon.idle()
 
 

@@ -122,7 +122,7 @@ def test_missing_headers_are_not_said_between_the_halves_of_an_upgrade(served: S
         served.bus.hook("TransactionBegin")
         served.script(LOOK)
         reconcile(served, "1", "kernel", "s", OLD)
-        eventually(lambda: MISSING["package"] in served.bus.get("MissingHeaders"))
+        eventually(lambda: str(MISSING["package"]) in served.bus.get("MissingHeaders"))
         eventually(lambda: served.bus.get("State") == 's "held"')
         assert listening.silent("HeadersMissing")
         # The look that began while the gate was closed must not announce after it has opened either.

@@ -17,10 +17,10 @@ from sites import SETTINGS, Site
 
 from kmodhookd import engine
 from kmodhookd.act.controls import Controls
-from kmodhookd.model import DecisionKind, State
+from kmodhookd.model import DecisionKind, State, Target
 from kmodhookd.observe import decisions
 from kmodhookd.observe.elf import read_module
-from kmodhookd.protocol import Control, Request, Target, WorkerEvent
+from kmodhookd.protocol import Control, Request, WorkerEvent
 
 pytestmark = pytest.mark.engine
 

@@ -18,7 +18,7 @@ from kmodhookd.errors import AccessDenied, Busy, NotFound, Unreachable
 from kmodhookd.model import Failure, FailureClass, Record
 from kmodhookd.observe import decisions
 
-ROWS = [
+ROWS: list[tuple[str, ...]] = [
     ("evdi", "1.14", "6.1.0-1-amd64", "x86_64", "installed"),
     ("evdi", "1.14", "6.1.0-2-amd64", "x86_64", "waiting-headers"),
     ("zfs", "2.1", "6.1.0-1-amd64", "x86_64", "failed"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Watching, coalescing and the loop, with the real inotify and the real GLib loop."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_what_is_no_longer_wanted_is_forgotten(seen: Seen, tmp_path: Path) -> No
 def test_names_that_are_not_utf8(seen: Seen, tmp_path: Path) -> None:
     seen.watcher.watch([str(tmp_path)])
     for round_ in range(3):
-        assert seen.after(lambda round_=round_: os.mkdir(os.fsencode(tmp_path) + b"/\xff%d" % round_))
+        assert seen.after(functools.partial(os.mkdir, os.fsencode(tmp_path) + b"/\xff%d" % round_))
     assert seen.after((tmp_path / "plain").touch)
 
 

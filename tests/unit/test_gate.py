@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -168,24 +168,24 @@ def test_what_is_lifted_lasts_for_the_transaction(gate: Gate, tmp_path: Path) ->
         gate.look()
         assert gate.lifted == ("6.1.0-1-amd64",)
         gate.end("dpkg", "7")
-        assert gate.lifted == ()
+        assert not gate.lifted
 
 
 def test_lifting_an_open_gate_leaves_nothing(gate: Gate) -> None:
     gate.lift("6.1.0-1-amd64")
-    assert gate.lifted == ()
+    assert not gate.lifted
 
 
 def test_turns_are_told_once(tmp_path: Path) -> None:
     turns: list[bool] = []
-    gate = Gate(Locks(Root(tmp_path)), lambda: turns.append(gate.closed))
+    told = Gate(Locks(Root(tmp_path)), lambda: turns.append(told.closed))
     with held(tmp_path / APT):
-        gate.look()
-        gate.look()
-        gate.begin("dpkg", "7")
-        gate.end("dpkg", "7")
-        gate.look()
-    gate.look()
+        told.look()
+        told.look()
+        told.begin("dpkg", "7")
+        told.end("dpkg", "7")
+        told.look()
+    told.look()
     assert turns == [True, False]
 
 
@@ -201,7 +201,12 @@ def test_owners_are_told_apart(tmp_path: Path) -> None:
 def test_odd_lock_files_hold_nothing_and_block_nothing(tmp_path: Path, kind: str) -> None:
     path = tmp_path / APT
     path.parent.mkdir(parents=True)
-    {"fifo": lambda: os.mkfifo(path), "link": lambda: path.symlink_to(path), "directory": path.mkdir}[kind]()
+    makers: dict[str, Callable[[], None]] = {
+        "fifo": lambda: os.mkfifo(path),
+        "link": lambda: path.symlink_to(path),
+        "directory": path.mkdir,
+    }
+    makers[kind]()
     assert Locks(Root(tmp_path)).owners() == {}
 
 

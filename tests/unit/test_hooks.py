@@ -327,6 +327,6 @@ def test_package_manager_settings_cannot_fail() -> None:
     ],
 )
 def test_shellcheck_of_what_has_no_interpreter_line(name: str, shell: str) -> None:
-    argv = ["shellcheck", f"--shell={shell}", HOOKS.parent / name]
+    argv = ["shellcheck", f"--shell={shell}", str(HOOKS.parent / name)]
     result = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout

@@ -133,7 +133,12 @@ def test_the_journal_is_recognised_by_its_stream(tmp_path: Path) -> None:
     for stream, expected in ((f"{status.st_dev}:{status.st_ino}", "True"), ("1:2", "False"), ("x", "False")):
         environment = {**os.environ, "JOURNAL_STREAM": stream}
         done = subprocess.run(
-            [sys.executable, "-c", code], stderr=ours, stdout=subprocess.PIPE, env=environment, cwd=top, text=True
+            [sys.executable, "-c", code],
+            stderr=ours.fileno(),
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=top,
+            text=True,
         )
         assert done.stdout.strip() == expected
     theirs.close()

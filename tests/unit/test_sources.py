@@ -71,7 +71,12 @@ def test_an_unchanged_tree_is_not_read_again(tmp_path: Path, monkeypatch: pytest
     root = trees.make(tmp_path, {**trees.DEBIAN, **FOO})
     read: list[Path] = []
     digest = sources.digest
-    monkeypatch.setattr(sources, "digest", lambda directory: read.append(directory) or digest(directory))
+
+    def counted(directory: Path) -> str:
+        read.append(directory)
+        return digest(directory)
+
+    monkeypatch.setattr(sources, "digest", counted)
     found(root)
     found(root)
     assert len(read) == 2, "one that has just changed may have changed again within one tick"

@@ -230,7 +230,15 @@ print(transaction.package_manager())
     for name in ("apt-get", "dpkg"):
         (tmp_path / name).symlink_to("/bin/sh")
     # A command after the last one keeps the shell from becoming it.
-    argv = [tmp_path / "apt-get", "-c", 'echo $$; "$0" "$@"; true', tmp_path / "dpkg", "-c", '"$@"; true', "dpkg"]
+    argv = [
+        str(tmp_path / "apt-get"),
+        "-c",
+        'echo $$; "$0" "$@"; true',
+        str(tmp_path / "dpkg"),
+        "-c",
+        '"$@"; true',
+        "dpkg",
+    ]
     result = subprocess.run([*argv, sys.executable, "-c", ask], capture_output=True, text=True, check=True)
     top, said = result.stdout.split()
     assert said == top
