@@ -23,6 +23,7 @@ pytestmark = pytest.mark.engine
 
 SMALL = ("acpi-call-dkms", "ddcci-dkms", "lime-forensics-dkms", "v4l2loopback-dkms")
 FLAVOURS = ("amd64", "cloud-amd64", "rt-amd64")
+NEEDS = {"iptables-netflow-dkms": ("libxtables-dev", "pkg-config")}  # what a package's build asks for
 EXCLUDED = 77
 # DKMS 3.0.10 takes any two modules without a version for the same one, and leaves the kernel's own in place (3.4 looks
 # whether the files are equal, and so do we).
@@ -75,6 +76,9 @@ def pair(case: Case) -> Iterator[Pair]:
     def prepare(root: Overlay) -> None:
         if not root.path(f"/boot/vmlinuz-{release}").exists():
             archive.put(root, case.kernel())
+        needed = [name for package in case.packages for name in NEEDS.get(package, ())]
+        if needed:
+            root.apt_install(*needed)
         for number, package in enumerate(case.packages):
             directory = root.put(unpack(package), f"/usr/src/{unpack(package).name}")
             source = source_of(Root(root.root), directory.name)
