@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engine
 
 SMALL = ("acpi-call-dkms", "ddcci-dkms", "lime-forensics-dkms", "v4l2loopback-dkms")
 FLAVOURS = ("amd64", "cloud-amd64", "rt-amd64")
-NEEDS = {"iptables-netflow-dkms": ("libxtables-dev", "pkg-config")}  # what a package's build asks for
+NEEDS = {"iptables-netflow-dkms": ("libc6-dev", "libxtables-dev", "pkg-config")}  # what a package's build asks for
 EXCLUDED = 77
 # DKMS 3.0.10 takes any two modules without a version for the same one, and leaves the kernel's own in place (3.4 looks
 # whether the files are equal, and so do we).
