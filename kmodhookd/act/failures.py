@@ -155,6 +155,7 @@ def from_result(
         cause, reason, remedy = FailureClass.KILLED, f"{doing} was {how}", "it is tried again by itself"
     if not reason:
         reason = f"{doing} failed: {result.sentence()}"
+        line = line or _last_line(result.output)
     if directory:
         line = line.replace(f"{directory}/", "")
     return failed(recipe, cause, reason, remedy=remedy, line=line)
@@ -172,6 +173,11 @@ def diagnose(output: str, fallback: FailureClass) -> tuple[FailureClass, str, st
             return fallback, line, "", ""
         return cause, line, reason, remedy
     return fallback, "", "", ""
+
+
+def _last_line(output: str) -> str:
+    """What a program said before it gave up: a configure script says there what to install."""
+    return next((line.strip()[:MAX_LINE] for line in reversed(output.splitlines()) if line.strip()), "")
 
 
 def as_fault(what: str, error: Exception) -> Fault:

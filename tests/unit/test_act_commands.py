@@ -121,6 +121,12 @@ def test_a_failing_script_is_a_failing_script() -> None:
     assert (failure.cause, failure.line) == (FailureClass.SCRIPT, "a.c:1:1: error: x")
 
 
+def test_of_what_says_nothing_of_an_error_the_last_line_is_kept() -> None:
+    result = Result((), 1, "checking for x.h... no\n! Headers not found\n!   apt-get install libx-dev\n\n", 1.0)
+    failure = from_result(RECIPE, result, "the PRE_BUILD script ./configure", FailureClass.SCRIPT).failure
+    assert (failure.cause, failure.line) == (FailureClass.SCRIPT, "!   apt-get install libx-dev")
+
+
 def test_a_disk_that_is_read_only_for_us_says_how_to_let_us_write() -> None:
     """The service's own sandbox looks like a file system that is mounted read-only."""
     failure = from_os(
