@@ -108,8 +108,7 @@ def empty(root: Root, recipe: Recipe) -> Workspace:
     top = root.resolve(DIRECTORY)
     top.mkdir(parents=True, exist_ok=True, mode=0o711)
     os.chmod(top, 0o711)
-    prefix = f"{recipe.module}-{recipe.version}-{recipe.kernel}-{recipe.arch}-"[:200]
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=top))
+    path = _new_directory(top, f"{recipe.module}-{recipe.version}-{recipe.kernel}-{recipe.arch}"[:200])
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(lock, fcntl.LOCK_SH)
     workspace = Workspace(path, root.inside(path), 0, lock)
@@ -120,6 +119,18 @@ def empty(root: Root, recipe: Recipe) -> Workspace:
         workspace.remove()
         raise
     return workspace
+
+
+def _new_directory(top: Path, name: str) -> Path:
+    """A directory of that name, so that a build that is done again gives the same: compilers write down where they were.
+
+    A build that was killed may have left one behind, or be at work still without its daemon: then it gets another name.
+    """
+    try:
+        (top / name).mkdir(mode=0o700)
+    except FileExistsError:
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=top))
+    return top / name
 
 
 def sweep(root: Root) -> None:

@@ -50,6 +50,18 @@ def test_from_source_to_modules_dep(bench: Bench, k2: Kernel) -> None:
     assert read_module(bench.root.resolve(record.files[0].path)).release == k2.release
 
 
+def test_a_build_that_is_done_again_gives_the_same(bench: Bench, k2: Kernel) -> None:
+    """The compiler writes down where it was: a directory that is called otherwise each time makes another module."""
+    code = CODE.replace("{ return 0; }", "{ pr_info(__FILE__); return 0; }", 1)
+    source, recipe = bench.source("again", **{"tiny.c": code}), bench.recipe("again", k2)
+    made = []
+    for _ in range(2):
+        built = bench.build(source, recipe, k2)
+        made.append([path.read_bytes() for path in built.files if path.name.startswith("tiny")])
+        store_built(bench.root, bench.settings, source, recipe, built)
+    assert made[0] == made[1] and len(made[0]) == 1
+
+
 def test_real_dkms_sees_it_as_its_own(bench: Bench, k2: Kernel, system: Overlay) -> None:
     source = bench.source("shared", **{"dkms.conf": _conf("shared")})
     registry.add(bench.root, bench.settings, source)
