@@ -17,7 +17,7 @@ import pytest
 import trees
 
 from kmodhookd.errors import Fault
-from kmodhookd.observe import elf
+from kmodhookd.observe import elf, packed
 from kmodhookd.observe.inspector import Inspector
 
 VERMAGIC = "6.1.0-56-amd64 SMP preempt mod_unload modversions"
@@ -93,7 +93,7 @@ def test_what_decompresses_without_end_is_stopped(
         file.truncate(64 << 20)
     target = tmp_path / f"bomb.ko.{suffix}"
     target.write_bytes(pack(bomb, target))
-    monkeypatch.setattr(elf, "MAX_SIZE", 8 << 20)
+    monkeypatch.setattr(packed, "MAX_SIZE", 8 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Fault, match="decompressed"):
         elf.read_module(target)
@@ -107,7 +107,7 @@ def test_what_is_not_a_module_file_is_refused(module: Path, tmp_path: Path) -> N
     (tmp_path / "text.ko").write_text("no ELF file")
     (tmp_path / "empty.ko").touch()
     with (tmp_path / "huge.ko").open("wb") as file:
-        file.truncate(elf.MAX_SIZE + 1)
+        file.truncate(packed.MAX_SIZE + 1)
     subprocess.run(["gcc", "-c", "-x", "c", "-o", str(tmp_path / "object.ko"), "/dev/null"], check=True)
     shutil.copy("/bin/true", tmp_path / "program.ko")
     said = {}
