@@ -15,7 +15,7 @@ VMLINUX = "vmlinux"  # the exporter of what the kernel itself exports
 class Export(NamedTuple):
     """One exported symbol. Not a noun: a kernel has 25 000 of them."""
 
-    crc: int | None = None  # None = exported without one, or it is not known
+    crc: int | None = None  # None = of a module: it has none; of the kernel: it is not known
     module: str = VMLINUX  # the module that exports it, underscores
     gpl_only: bool = False
     namespace: str = ""  # "" = none; "module:A,B*" = for these modules alone (6.16+)
@@ -66,7 +66,8 @@ class KernelFacts(Noun):
     modules: frozenset[str] = frozenset()  # the modules in its tree, underscores
     builtin: frozenset[str] = frozenset()  # those that it has built in
     chosen: Mapping[str, str] = {}  # module → the file that depmod takes, where there are several
-    blacklisted: Mapping[str, str] = {}  # module → where that is said, in words
+    blacklisted: Mapping[str, str] = {}  # module that does not load by itself → where that is said
+    barred: Mapping[str, str] = {}  # module that does not load at all → where that is said
     signatures: str = ""  # what asks for a signature, as a sentence; "" = nothing that is known
     trusted: frozenset[str] | None = None  # the keys (`ModuleFacts.key`) it trusts; None = cannot be told
     enrolment: str = ""  # how a key gets to be trusted

@@ -5,21 +5,25 @@ A .ko may come from a hostile build, so nothing in it is believed: it is opened 
 waiting for a FIFO, must be a regular file of a bounded size, only the few sections that matter are read, each after its
 type, flags, offset and size have been checked, and whatever goes wrong is a `Fault`.
 
-pyelftools reads the header. The tables are read with `struct`: a kernel has 4 000 modules with 250 000 sections and
-3 000 000 symbols.
+pyelftools reads the header, with structures that are made once. The tables are read with `struct`: a kernel has 4 000
+modules with 250 000 sections and 3 000 000 symbols.
 """
 
 import gzip
 import lzma
+import os
 import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
+from elftools.common.utils import struct_parse
+from elftools.construct.lib.container import Container
+from elftools.elf.structs import ELFStructs
 
 from kmodhookd.errors import Fault
 from kmodhookd.model import Export, ModuleFacts
@@ -32,7 +36,7 @@ from kmodhookd.observe.packed import open_regular as open_regular
 MAX_MODINFO = 1 << 20
 MAX_VERSIONS = 4 << 20  # 64 bytes for each of 65 536 imported symbols
 MAX_SYMBOLS = 32 << 20  # the largest in use has 4 MiB
-MAX_SECTIONS = 1 << 16
+MAX_SECTIONS = 0xFF00  # those with more keep their number elsewhere; no module has 1 000 (SHN_LORESERVE)
 PROGBITS, SYMTAB, STRTAB, SHF_COMPRESSED = 1, 2, 3, 1 << 11
 UNDEFINED, ABSOLUTE, WEAK = 0, 0xFFF1, 2
 MACHINES: dict[str, tuple[str, str]] = {  # e_machine → (`uname -m` for 32 bits, for 64 bits)
@@ -88,10 +92,9 @@ def signature(file: IO[bytes]) -> tuple[int, bytes]:
 
 
 def _parse(stream: IO[bytes], fallback_name: str) -> ModuleFacts:
-    elf = ELFFile(stream)
-    if elf["e_type"] != "ET_REL":
+    sections = _Sections(stream)
+    if sections.file["e_type"] != "ET_REL":
         raise Fault("not a relocatable object file")
-    sections = _Sections(elf, stream)
     info = _modinfo(sections.read(".modinfo", MAX_MODINFO))
     if info is None:
         raise Fault("not a kernel module: it has no .modinfo section")
@@ -112,7 +115,7 @@ def _parse(stream: IO[bytes], fallback_name: str) -> ModuleFacts:
         license=first("license"),
         depends=tuple(part for part in first("depends").split(",") if part),
         import_ns=frozenset(info.get("import_ns", ())),
-        machine=_machine(elf),
+        machine=_machine(sections),
         imports=versions or {},
         versioned=versions is not None,
         undefined=symbols.undefined,
@@ -142,21 +145,32 @@ class _Header(NamedTuple):
     link: int
 
 
-class _Sections:
-    """The section table. Nothing is read of a section before it is asked for."""
+@cache
+def _structures(wide: bool, little: bool) -> ELFStructs:
+    structures = ELFStructs(little_endian=little, elfclass=64 if wide else 32)
+    structures.create_basic_structs()
+    return structures
 
-    def __init__(self, elf: ELFFile, stream: IO[bytes]) -> None:
+
+class _Sections:
+    """The header and the section table. Nothing is read of a section before it is asked for."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
-        self.size = elf.stream_len
-        self.wide = elf.elfclass == 64
-        self.order = "<" if elf.little_endian else ">"
-        offset, width, count = elf["e_shoff"], elf["e_shentsize"], elf.num_sections()
+        self.size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        magic, width, order = struct.unpack("4sBB", stream.read(6))
+        if magic != b"\x7fELF" or width not in (1, 2) or order not in (1, 2):
+            raise Fault("not an ELF file")
+        self.wide, self.order = width == 2, "<" if order == 1 else ">"
+        self.file: Container = struct_parse(_structures(self.wide, order == 1).Elf_Ehdr, stream, stream_pos=0)
+        offset, size, count = self.file["e_shoff"], self.file["e_shentsize"], self.file["e_shnum"]
         form = struct.Struct(f"{self.order}IIQQQQI20x" if self.wide else f"{self.order}7I12x")
-        if not 0 < count <= MAX_SECTIONS or width != form.size or offset + count * width > self.size:
+        if not 0 < count < MAX_SECTIONS or size != form.size or offset + count * size > self.size:
             raise Fault("the section table is not inside the file")
         stream.seek(offset)
-        self.table = [_Header(*fields) for fields in form.iter_unpack(stream.read(count * width))]
-        index = self.table[0].link if elf["e_shstrndx"] == 0xFFFF else elf["e_shstrndx"]
+        self.table = [_Header(*fields) for fields in form.iter_unpack(stream.read(count * size))]
+        index = self.table[0].link if self.file["e_shstrndx"] == 0xFFFF else self.file["e_shstrndx"]
         if index >= count:
             raise Fault("the section names are missing")
         names = self.content(self.table[index], MAX_MODINFO, "the section names", STRTAB)
@@ -210,10 +224,10 @@ def _name_in_struct(sections: _Sections) -> str:
     return _text(content[: offset + length], offset)
 
 
-def _machine(elf: ELFFile) -> str:
-    pair = MACHINES.get(str(elf["e_machine"]))
-    name = "" if pair is None else pair[1 if elf.elfclass == 64 else 0]
-    return "ppc64le" if name == "ppc64" and elf.little_endian else name
+def _machine(sections: _Sections) -> str:
+    pair = MACHINES.get(str(sections.file["e_machine"]))
+    name = "" if pair is None else pair[1 if sections.wide else 0]
+    return "ppc64le" if name == "ppc64" and sections.order == "<" else name
 
 
 # --- symbols ----------------------------------------------------------------------------------------------------------

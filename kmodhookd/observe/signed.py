@@ -5,6 +5,7 @@ A signature names its certificate by issuer and serial number, or by the identif
 certificate has two names here, each a SHA-256, and one that is enrolled is found by either.
 """
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -84,10 +85,8 @@ def keys_of_certificate(der: bytes) -> frozenset[str]:
     except (ValueError, IndexError):
         return frozenset()
     found = {_name(issuer, serial)}
-    try:
+    with contextlib.suppress(ValueError, IndexError):
         found.add(_name(_into(der.partition(SUBJECT_KEY)[2], OCTETS, OCTETS)))
-    except (ValueError, IndexError):
-        pass
     return frozenset(found)
 
 
