@@ -123,7 +123,7 @@ def _parse(stream: IO[bytes], fallback_name: str) -> ModuleFacts:
         exports=symbols.exports,
         signed=found is not None,
         signer=_clean(signer),
-        key=signed.key_of_signature(found.pkcs7) if found else "",
+        key=signed.key(found.pkcs7) if found else "",
         orc_header=(sections.read(".orc_header", 4096) or b"").hex(),
         btf=".BTF" in sections.headers,
         btf_base=".BTF.base" in sections.headers,

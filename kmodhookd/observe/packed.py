@@ -41,7 +41,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def plain(file: IO[bytes], kind: str) -> IO[bytes]:
-    """The module itself: the file, or what it decompresses to, checked for its length and for its end."""
+    """The content itself: the file, or what it decompresses to, checked for its length and for its end."""
     if kind == "gz":
         content = gzip.GzipFile(fileobj=file).read(MAX_SIZE + 1)  # EOFError when it is cut short
     elif kind == "xz":

@@ -62,7 +62,7 @@ def common_name(pkcs7: bytes) -> str:
 # --- which certificate ------------------------------------------------------------------------------------------------
 
 
-def key_of_signature(pkcs7: bytes) -> str:
+def key(pkcs7: bytes) -> str:
     """The name of the certificate that a PKCS#7 signature is of (RFC 5652, 5.3); "" when it cannot be told."""
     try:
         content = _into(pkcs7, SEQUENCE, ZERO, SEQUENCE)
@@ -76,7 +76,7 @@ def key_of_signature(pkcs7: bytes) -> str:
         return ""
 
 
-def keys_of_certificate(der: bytes) -> frozenset[str]:
+def keys(der: bytes) -> frozenset[str]:
     """Both names of a certificate in DER (RFC 5280, 4.1); none when it is not one."""
     try:
         fields = list(_elements(_into(der, SEQUENCE, SEQUENCE)))

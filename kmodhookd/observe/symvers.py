@@ -2,12 +2,14 @@
 """`Module.symvers`: the symbols that a kernel exports and their CRCs (Documentation/kbuild/modules.rst)."""
 
 import gzip
+import lzma
 import re
 import zlib
 from pathlib import Path
 
 from kmodhookd.errors import Fault
 from kmodhookd.model import Export
+from kmodhookd.observe import packed
 from kmodhookd.observe.packed import open_regular
 
 MAX_SIZE = 64 << 20  # a distribution's has 2 MiB
@@ -17,7 +19,7 @@ WHOLE = re.compile(r"^0x([0-9a-fA-F]{1,16})\t([^\t\n]+)\t([^\t\n]+)\t(EXPORT_\w+
 
 
 def read(path: Path) -> dict[str, int]:
-    """Symbol → CRC, of `Module.symvers` or `symvers-K.gz`; lines of another form are passed over.
+    """Symbol → CRC, of `Module.symvers` or `symvers-K.gz` (.xz, .zst); lines of another form are passed over.
 
     Raises Fault when it cannot be read, is damaged, or is too large to be one.
     """
@@ -44,8 +46,9 @@ def _crc(text: str | bytes) -> int:
 def _content(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
-            content = (gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file).read(MAX_SIZE + 1)
-    except (OSError, EOFError, zlib.error) as error:
+            kind = path.suffix.removeprefix(".")
+            content = (gzip.GzipFile(fileobj=file) if kind == "gz" else packed.plain(file, kind)).read(MAX_SIZE + 1)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise Fault(f"cannot be read: {error}", where=str(path)) from None
     if len(content) > MAX_SIZE:
         raise Fault(f"larger than {MAX_SIZE >> 20} MiB", where=str(path))
