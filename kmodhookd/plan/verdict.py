@@ -335,15 +335,26 @@ def _hand_on(
     pending = deque(blame)
     while pending:
         name = pending.popleft()
-        culprit, why = blame[name]
-        through = "" if culprit == name else f", which needs {culprit}"
-        sentence = f"it needs {name}{through}, which does not load: {why.sentence}"
         for user in users.get(name, []):
-            reasons[user].append(Reason(kind=Refusal.DEPENDENCY, sentence=sentence, remedy=why.remedy, about=(name,)))
             own = modules[user].name
             if given.by_name.get(own) == user and own not in blame:
-                blame[own] = culprit, why
+                blame[own] = blame[name]
                 pending.append(own)
+    for index in {index for name in blame for index in users.get(name, [])}:
+        reasons[index] += _for_want_of(sorted(needs[index] & blame.keys()), blame)
+
+
+def _for_want_of(names: Sequence[str], blame: Mapping[str, tuple[str, Reason]]) -> Iterator[Reason]:
+    """What speaks against a module that needs these: a reason for each culprit, be it behind ever so many of them."""
+    for culprit in dict.fromkeys(blame[name][0] for name in names):
+        through = [name for name in names if blame[name][0] == culprit]
+        why = blame[culprit][1]
+        if culprit in through:
+            sentence = f"it needs {culprit}, which does not load: {why.sentence}"
+        else:
+            link = "which needs" if len(through) == 1 else "which need"
+            sentence = f"it needs {_some(through)}, {link} {culprit}, which does not load: {why.sentence}"
+        yield Reason(kind=Refusal.DEPENDENCY, sentence=sentence, remedy=why.remedy, about=tuple(through))
 
 
 def _grave(reasons: Iterable[Reason], given: _Given, name: str) -> Reason | None:

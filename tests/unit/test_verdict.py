@@ -202,6 +202,17 @@ def test_what_a_module_needs_must_load_as_well() -> None:
     assert made["one"].reasons[0].sentence.startswith("it needs two, which needs three, which does not load: ")
 
 
+def test_a_culprit_is_named_once_however_many_ways_lead_to_it() -> None:
+    last = module("last", "absent", exports={"last_do": Export(1, "last")})
+    ways = [
+        module(f"way{n}", "last_do", imports={}, exports={f"way{n}_do": Export(1, f"way{n}")}, license="GPL")
+        for n in range(5)
+    ]
+    made = judge(module("one", *(f"way{n}_do" for n in range(5)), imports={}), KERNEL, [last, *ways])
+    assert kinds(made) == [Refusal.DEPENDENCY] and made.reasons[0].about == tuple(f"way{n}" for n in range(5))
+    assert "way0, way1, way2 and 2 more, which need last, which does not load" in made.reasons[0].sentence
+
+
 def test_a_blacklist_line_does_not_keep_others_from_needing_a_module() -> None:
     made = chain()
     assert kinds(made["three"]) == [Refusal.BLACKLISTED]
