@@ -239,9 +239,9 @@ def test_mutations_raise_nothing_but_faults_and_take_no_time(module: Path, tmp_p
 
 def test_a_signature_names_its_certificate_by_the_identifier_of_the_key_as_well(tmp_path: Path) -> None:
     modules.sign(modules.build(tmp_path / "a.ko"))
-    signed_by = ["-signer", tmp_path / "a.ko.crt", "-inkey", tmp_path / "a.ko.key", "-keyid"]
-    make = ["openssl", "cms", "-sign", "-binary", "-nocerts", "-noattr", "-outform", "DER", "-in", tmp_path / "a.ko"]
-    pkcs7 = subprocess.run([*make, *signed_by], check=True, capture_output=True).stdout
+    module, certificate, key = (str(tmp_path / name) for name in ("a.ko", "a.ko.crt", "a.ko.key"))
+    make = ["openssl", "cms", "-sign", "-binary", "-nocerts", "-noattr", "-outform", "DER", "-keyid", "-in", module]
+    pkcs7 = subprocess.run([*make, "-signer", certificate, "-inkey", key], check=True, capture_output=True).stdout
     keys = signed.keys(ssl.PEM_cert_to_DER_cert((tmp_path / "a.ko.crt").read_text()))
     assert {signed.key(pkcs7)} | {elf.read_module(tmp_path / "a.ko").key} == keys and len(keys) == 2
 
