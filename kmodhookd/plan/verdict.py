@@ -40,7 +40,7 @@ def judge_all(modules: Sequence[ModuleFacts], kernel: KernelFacts) -> tuple[Verd
         doubts.append([])
         symbols = _Symbols(module, given)
         reasons.append(list(_reasons(module, kernel, symbols, doubts[-1])))
-        needs.append(symbols.needed - {module.name})
+        needs.append(symbols.needed)
     _hand_on(modules, given, needs, reasons)
     return tuple(
         Verdict(module=module.name, kernel=kernel.release, reasons=tuple(why), doubts=tuple(unsure))
@@ -214,7 +214,7 @@ class _Symbols:
             self.spaces.add(found.namespace)
 
     def _not_found(self, symbol: str) -> None:
-        if symbol in self.module.weak or (symbol == LAYOUT and not self.kernel.complete):
+        if symbol in self.module.weak:
             return
         if self.kernel.complete:
             self.bad.setdefault(Refusal.UNKNOWN_SYMBOL, []).append(symbol)
@@ -359,8 +359,8 @@ def _for_want_of(names: Sequence[str], blame: Mapping[str, tuple[str, Reason]]) 
 
 def _grave(reasons: Iterable[Reason], given: _Given, name: str) -> Reason | None:
     """What keeps those back that need the module. A `blacklist` line does not: it is about aliases alone."""
-    mild = {Refusal.SHADOWED, *(() if name in given.kernel.barred else (Refusal.BLACKLISTED,))}
-    return next((reason for reason in reasons if reason.kind not in mild), None)
+    is_mild = name not in given.kernel.barred
+    return next((reason for reason in reasons if not (is_mild and reason.kind is Refusal.BLACKLISTED)), None)
 
 
 def _circles(graph: Mapping[str, set[str]]) -> dict[str, tuple[str, ...]]:

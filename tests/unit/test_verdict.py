@@ -89,7 +89,7 @@ PLAIN = f"{K} SMP preempt mod_unload"
     ],
 )
 def test_vermagic(theirs: str, versioned: bool, ours: str, loads: bool | None) -> None:
-    facts = {"vermagic": theirs, "versioned": versioned, "undefined": frozenset[str](), "imports": {}}
+    facts: dict[str, Any] = {"vermagic": theirs, "versioned": versioned, "undefined": frozenset[str](), "imports": {}}
     made = judge(module(**facts), kernel(vermagic=ours))
     assert made.loads is loads
     assert kinds(made) == ([Refusal.VERMAGIC] if loads is False else [])
@@ -112,6 +112,20 @@ def test_a_symbol_that_nobody_exports() -> None:
     made = judge(module("one", "printk", "absent", "snd_card"), KERNEL)
     assert kinds(made) == [Refusal.UNKNOWN_SYMBOL] and made.reasons[0].about == ("absent",)
     assert judge(module("one", "printk", weak=frozenset({"absent"})), KERNEL).loads
+
+
+def test_weak_symbols_may_be_missing_for_whatever_reason() -> None:
+    weak = module("one", "printk", weak=frozenset({"absent", "gpl_thing", "gone_do"}), license="BSD")
+    assert judge(weak, KERNEL).loads
+
+
+def test_what_another_module_exports_without_a_version_fits() -> None:
+    bare = module("bare", exports={"bare_do": Export(None, "bare")})
+    for user in (
+        module("one", "bare_do", imports={"bare_do": 5}),
+        module("one", "bare_do", imports={}, versioned=False),
+    ):
+        assert judge(user, KERNEL, [bare]).loads
 
 
 def test_without_all_the_kernels_symbols_a_missing_one_is_a_doubt() -> None:
@@ -165,6 +179,7 @@ def test_namespaces() -> None:
     assert judge(module("one", "spaced"), kernel(strict_namespaces=False)).loads
     assert judge(module("kvm_intel", "for_kvm"), KERNEL).loads
     assert judge(module("vfio_pci", "for_kvm"), KERNEL).loads
+    assert judge(module("kvm_intel_too", "for_kvm"), KERNEL).refused(Refusal.NAMESPACE)
     assert judge(module("kvm", "for_kvm", import_ns=frozenset({"module:kvm"})), KERNEL).refused(Refusal.NAMESPACE)
 
 
@@ -242,11 +257,15 @@ def test_a_chain_of_a_thousand_is_no_trouble() -> None:
         links.append(module(f"m{n}", f"s{n - 1}", imports={}, exports={f"s{n}": Export(1, f"m{n}")}))
     last = judge_all(links, KERNEL)[-1]
     assert kinds(last) == [Refusal.DEPENDENCY] and len(last.reasons[0].sentence) < 300
+    assert "it needs m1498, which needs m0, which does not load" in last.reasons[0].sentence
 
 
 def test_what_the_kernel_has_built_in_cannot_be_loaded_beside_it() -> None:
-    made = judge(module("one", exports={"printk": Export(2, "one")}), KERNEL)
-    assert kinds(made) == [Refusal.SHADOWED] and "printk" in made.reasons[0].sentence
+    one = module("one", exports={"printk": Export(2, "one"), "more": Export(3, "one")})
+    made = judge_all([one, module("two", "printk"), module("three", "more", imports={})], KERNEL)
+    assert kinds(made[0]) == [Refusal.SHADOWED] and "printk" in made[0].reasons[0].sentence
+    assert made[1].loads and kinds(made[2]) == [Refusal.DEPENDENCY]
+    assert judge(module("one", exports={"snd_card": Export(2, "one")}), KERNEL).loads, "of the two either may be loaded"
 
 
 # --- who keeps it out -------------------------------------------------------------------------------------------------
@@ -284,6 +303,16 @@ def test_another_file_of_the_same_name() -> None:
     assert made[1].loads
     assert made[2].refused(Refusal.UNKNOWN_SYMBOL), "what is shadowed exports nothing"
     assert judge(module(), prefers_theirs).loads, "where it will be is not known"
+
+
+def test_what_a_shadowed_file_needs_is_nobody_elses_trouble() -> None:
+    bad = module("bad", "absent", exports={"bad_do": Export(1, "bad")})
+    shadowed = module("one", "bad_do", path="updates/one.ko", imports={})
+    taken = module("one", path="kernel/one.ko", exports={"one_do": Export(1, "one")})
+    user = module("user", "one_do", imports={})
+    made = judge_all([bad, shadowed, taken, user], kernel(chosen={"one": "kernel/one.ko"}))
+    assert kinds(made[1]) == [Refusal.SHADOWED, Refusal.DEPENDENCY]
+    assert made[2].loads and made[3].loads
 
 
 def test_the_first_reason_is_the_one_the_kernel_gives() -> None:
