@@ -312,7 +312,7 @@ def _exports(sections: _Sections, marks: Mapping[str, tuple[int, int]], module: 
     found = {}
     for mark, (section, _) in marks.items():
         name = mark.removeprefix("__ksymtab_")
-        if name == mark or not sections.names[min(section, len(sections.names) - 1)].startswith("__ksymtab"):
+        if name == mark or section == ABSOLUTE or not sections.names[section].startswith("__ksymtab"):
             continue
         crc = marks[f"__crc_{name}"][1] & 0xFFFFFFFF if f"__crc_{name}" in marks else None
         place = at(f"__crc_{name}")
