@@ -163,10 +163,20 @@ def _file_names(root: Chroot, packages: Sequence[str]) -> dict[str, str]:
 
 def put(root: Chroot, kernel: Kernel) -> None:
     """A kernel and its headers in a root's trees, out of the packages, without the package manager knowing."""
-    for package in (kernel.image, kernel.headers, kernel.common):
-        tree = unpacked(package)
-        for part in ("lib/modules", "usr/lib/modules", "usr/src", "boot"):
-            if (tree / part).is_dir():
-                target = root.path("/usr/lib/modules" if part == "lib/modules" else f"/{part}")
-                run(["cp", "-a", "--no-preserve=ownership", f"{tree / part}/.", target])
+    _copy(root, kernel.image)
+    put_headers(root, kernel)
     root.run(["depmod", kernel.release])
+
+
+def put_headers(root: Chroot, kernel: Kernel) -> None:
+    """A kernel's headers alone, in the same way."""
+    for package in (kernel.headers, kernel.common):
+        _copy(root, package)
+
+
+def _copy(root: Chroot, package: str) -> None:
+    tree = unpacked(package)
+    for part in ("lib/modules", "usr/lib/modules", "usr/src", "boot"):
+        if (tree / part).is_dir():
+            target = root.path("/usr/lib/modules" if part == "lib/modules" else f"/{part}")
+            run(["cp", "-a", "--no-preserve=ownership", f"{tree / part}/.", target])
