@@ -5,16 +5,24 @@ import inspect
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import loads
-from bed import qemu, roots
 from bed import kernels as archive
+from bed import qemu, roots
 from bed.kernels import Kernel, Kernels
 from bed.overlay import Overlay
 from loads import SPOILT, Case
 
-from kmodhookd.model import Refusal
+from kmodhookd.model import KernelFacts, Refusal, Verdict
+from kmodhookd.observe import modtree
+from kmodhookd.observe.enforcement import Machine, words
+from kmodhookd.observe.inventory import look
+from kmodhookd.observe.kernelfacts import kernel_facts, module_facts
+from kmodhookd.plan.verdict import judge
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
 
 ORIGINS = ("k0", "k1", "k2", "rt2", "cloud2")
 
@@ -25,6 +33,7 @@ MESSAGES: Sequence[tuple[str, frozenset[Refusal]]] = tuple(
     (pattern, frozenset(kinds))
     for pattern, kinds in (
         (r"version magic '.*' should be '.*'", [Refusal.VERMAGIC]),
+        (r"exports duplicate symbol (\w+)", [Refusal.SHADOWED]),
         (r"disagrees about version of symbol (\w+)", [Refusal.SYMBOL_VERSION]),
         (r"no symbol version for (\w+)", [Refusal.SYMBOL_VERSION]),
         (r"module uses symbol \(?(\w+)\)? from namespace \w+, but does not import it", [Refusal.NAMESPACE]),
@@ -43,18 +52,34 @@ ERRORS: Mapping[str, Refusal] = {
 }
 
 
-def refusals(answer: qemu.Answer) -> tuple[frozenset[Refusal], str]:
-    """Which of our words may stand for what was said, and the symbol it is about ("" = none)."""
-    for message in answer.messages:
-        for pattern, kinds in MESSAGES:
-            if found := re.search(pattern, message):
-                return kinds, found[1] if found.re.groups else ""
+@dataclass(frozen=True)
+class Told:
+    """What a boot says of a case: whether this very file was loaded; if not, the words that may stand for why."""
+
+    loaded: bool
+    refusals: frozenset[Refusal] = frozenset()
+    symbols: frozenset[str] = frozenset()  # those that the kernel names
+
+
+def told(case: Case, answer: qemu.Answer) -> Told:
+    """The kernel's sentences, in our words."""
+    if case.made_of in answer.loaded and case.shows in answer.output:
+        return Told(loaded=True)
+    if said := refused(answer):
+        return said
     for text, kind in ERRORS.items():
         if text in answer.output:
-            return frozenset({kind}), ""
-    if answer.status == 0:  # it was not asked for, or another file was taken
-        return frozenset({Refusal.SHADOWED, Refusal.BLACKLISTED}), ""
-    return frozenset(), ""
+            return Told(False, frozenset({kind}))
+    # Nothing went wrong: it was not asked for, or another file was taken.
+    return Told(False, frozenset({Refusal.SHADOWED, Refusal.BLACKLISTED} if answer.status == 0 else ()))
+
+
+def refused(answer: qemu.Answer) -> Told | None:
+    """What the kernel says against a module: one reason, of as many symbols as it holds for. None: nothing."""
+    for pattern, kinds in MESSAGES:
+        if found := [match for message in answer.messages if (match := re.search(pattern, message))]:
+            return Told(False, kinds, frozenset(match[1] for match in found if match.re.groups))
+    return None
 
 
 def stack(kernels: Kernels) -> list[Path]:
@@ -86,10 +111,16 @@ class Bench:
         self.kernel = kernel
         if not root.path(f"/boot/vmlinuz-{kernel.release}").exists():
             archive.put(root, kernel)
+        if not root.path(f"{SPOILT}/{kernel.release}").exists():
+            loads.build(root, [kernel.release])
         for case in cases:
             self._put(case)
         root.path("/etc/modprobe.d/k.conf").write_text("blacklist k_weak\n")
         root.run(["depmod", kernel.release])
+        seen = look(Root(root.root), Settings())
+        (self._kernel,) = [found for found in seen.kernels if found.release == kernel.release]
+        self._survey = modtree.survey(Root(root.root), self._kernel.tree)
+        self._facts: dict[str, KernelFacts] = {}  # kernel command line → facts
 
     def file(self, case: Case) -> str:
         return case.file(self.root, self.kernel.release)
@@ -101,9 +132,26 @@ class Bench:
         answers = qemu.boot(image, self._files(cases), steps, kmod=self.root, parameters=parameters)
         return {case.name: answer for case, answer in zip(cases, answers, strict=True)}
 
-    def loaded(self, case: Case, answer: qemu.Answer) -> bool:
-        """Whether it was this file that came to be loaded."""
-        return case.made_of in answer.loaded and case.shows in answer.output
+    def verdict(self, case: Case, parameters: str = "") -> Verdict:
+        """Ours on a case, over the same files."""
+        if "insmod" in case.step:
+            return self.judge(self.file(case), parameters, after=re.findall(r"insmod (\S*k_give.ko)", self._step(case)))
+        paths = [found.path for files in self._survey.modules.values() for found in files]
+        return self.judge(self.file(case), parameters, beside=[path for path in paths if "/kernel/" not in path])
+
+    def judge(
+        self, file: str, parameters: str = "", *, after: Sequence[str] = (), beside: Sequence[str] | None = None
+    ) -> Verdict:
+        """Ours on a file that insmod is given `after` others, or that modprobe finds `beside` others in the tree."""
+        root = Root(self.root.root)
+        if parameters not in self._facts:
+            here = Machine(cmdline=words(parameters), enrolled=frozenset())
+            self._facts[parameters] = kernel_facts(root, Settings(), self._kernel, survey=self._survey, machine=here)
+        facts = self._facts[parameters]
+        if beside is None:  # insmod knows nothing of depmod's choice, of modprobe.d, and of what is not loaded
+            facts = facts.model_copy(update={"modules": frozenset(), "chosen": {}, "blacklisted": {}, "barred": {}})
+        others = [module_facts(root, path) for path in (after if beside is None else beside) if path != file]
+        return judge(module_facts(root, file), facts, others)
 
     def expected(self, case: Case, enforced: bool) -> Refusal | None:
         """Why it is not taken. For one of another kernel kmod tells: whether key and CRCs are those of this one."""

@@ -50,6 +50,12 @@ def in_tree(root: Overlay, release: str, name: str) -> str:
     return "/" + str(found.relative_to(root.root))
 
 
+def without_dependencies(tree: Path) -> set[str]:
+    """The modules of a kernel's tree that need no other, as modules.dep has them."""
+    lines = (tree / "modules.dep").read_text().splitlines()
+    return {name for name, _, others in (line.partition(":") for line in lines) if not others.strip()}
+
+
 def build(root: Overlay, releases: Sequence[str]) -> None:
     """Build all of them for kernels whose headers the root has, at the same time; they come to lie in SPOILT/RELEASE."""
     texts = {f"{name}.c": text for name, text in SOURCES.items()}
@@ -146,6 +152,8 @@ class Case:
     origin: str = ""
     place: str = ""
     step: str = "insmod {file}"
+    ours: Refusal | None = None  # our word for it, where it tells more than the kernel's
+    untold: bool = False  # nothing but the kernel can tell: the key that its modules are signed with is inside it
     shows: str = ""  # what the step prints only if it was this file that was loaded
 
     def file(self, root: Overlay, release: str) -> str:
@@ -165,7 +173,7 @@ PROPRIETARY = swap(b"license=GPL\0", b"license=BSD\0")
 NO_NAMESPACE = swap(b"import_ns=DMA_BUF\0", b"import_ns=DMA_BUG\0")
 OTHER_FLAGS = swap(b" mod_unload ", b" mod_onload ")
 OTHER_RELEASE = swap(b"vermagic=6.", b"vermagic=5.")
-ALTERED = swap(b"license=GPL", b"license=GPI")
+ALTERED = swap(b"alias=rtnl-link-dummy", b"alias=rtnl-link-dumb!")
 R = Refusal
 
 NORMAL = (
@@ -180,9 +188,11 @@ NORMAL = (
     Case("no-vermagic", "k_fine", None, swap(b"vermagic=", b"vermagix=")),
     Case("no-license", "k_fine", None, NO_LICENSE),
     Case("proprietary", "k_fine", None, PROPRIETARY),
+    Case("exported-twice", "k_give", R.SHADOWED, swap(b"k_given\0", b"strlcat\0")),
     Case("missing-symbol", "k_none", R.UNKNOWN_SYMBOL),
     Case("missing-weak-symbol", "k_weak"),
-    Case("before-its-dependency", "k_take", R.DEPENDENCY),
+    Case("before-its-dependency", "k_take", R.UNKNOWN_SYMBOL),
+    Case("in-tree-before-its-dependency", "bridge", R.DEPENDENCY, place=IN_TREE),
     Case("after-its-dependency", "k_take", None, step=AFTER_GIVE),
     Case("other-dependency", "k_take", R.SYMBOL_VERSION, other_crc("k_given"), step=AFTER_GIVE),
     Case("gpl-symbol", "k_free"),
@@ -200,7 +210,7 @@ NORMAL = (
     Case("from-cloud2", "k_fine", origin="cloud2"),
     Case("signed-unknown-key", "k_fine", None, signed),
     Case("in-tree", "dummy", place=IN_TREE, step="modprobe dummy"),
-    Case("in-tree-altered", "dummy", R.SIGNATURE, ALTERED),
+    Case("in-tree-altered", "dummy", R.SIGNATURE, ALTERED, untold=True),
     Case("by-name", "k_give", place="updates", step="modprobe k_give"),
     Case("by-name-with-dependency", "k_take", place="updates", step="modprobe k_take"),
     Case("first-of-two", "k_fine", None, place="updates", step=VERSION.format(module="k_fine"), shows="1.0"),
@@ -213,11 +223,11 @@ NORMAL = (
 ENFORCED = (
     Case("unsigned", "k_fine", R.SIGNATURE),
     Case("unsigned-other-flags", "k_fine", R.SIGNATURE, OTHER_FLAGS),
-    Case("unsigned-truncated", "k_fine", R.SIGNATURE, cut(0.7)),
+    Case("unsigned-truncated", "k_fine", R.SIGNATURE, cut(0.7), ours=R.UNREADABLE),
     Case("signed-unknown-key", "k_fine", R.SIGNATURE, signed),
     Case("signed-other-crc", "k_fine", R.SIGNATURE, both(other_crc("_printk"), signed)),
     Case("in-tree", "dummy", place=IN_TREE, step="modprobe dummy"),
-    Case("in-tree-altered", "dummy", R.SIGNATURE, ALTERED),
+    Case("in-tree-altered", "dummy", R.SIGNATURE, ALTERED, untold=True),
     Case("in-tree-signature-cut", "dummy", R.SIGNATURE, lambda content: content[:-1]),
     Case("in-tree-from-k1", "dummy", origin="k1"),
     Case("in-tree-with-dependencies", "bridge", place=IN_TREE, step="modprobe bridge"),

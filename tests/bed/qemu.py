@@ -6,7 +6,6 @@ which runs the steps. Their answers come over a serial port of their own, so tha
 console can get between them. The processor is emulated (TCG): slow, and the same on every machine.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -79,8 +78,8 @@ def boot(
     try:
         initrd = _initramfs(work, files, steps, kmod)
         serial = [word for name in ("console", "answers") for word in ("-serial", f"file:{work / name}")]
-        given = ["-kernel", kernel, "-initrd", initrd, "-append", f"{PARAMETERS} {parameters}"]
-        _run_machine(["qemu-system-x86_64", *MACHINE, *serial, *map(os.fspath, given)], work)
+        given = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", f"{PARAMETERS} {parameters}"]
+        _run_machine(["qemu-system-x86_64", *MACHINE, *serial, *given], work)
         answers = _read_answers((work / "answers").read_text(errors="backslashreplace"))
         if len(answers) != len(steps):
             console = tail((work / "console").read_text(errors="backslashreplace"))
