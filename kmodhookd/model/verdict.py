@@ -73,6 +73,7 @@ class KernelFacts(Noun):
     enrolment: str = ""  # how a key gets to be trusted
     strict_namespaces: bool = True  # without CONFIG_MODULE_ALLOW_MISSING_NAMESPACE_IMPORTS
     strict_btf: bool = False  # CONFIG_DEBUG_INFO_BTF_MODULES without CONFIG_MODULE_ALLOW_BTF_MISMATCH
+    strict_versions: bool = False  # a module with versions must have one for each symbol that it takes (Debian's)
     forced_load: bool = False  # CONFIG_MODULE_FORCE_LOAD: a module without versions is taken
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from kmodhookd import store
 from kmodhookd.errors import Fault
 from kmodhookd.model import VMLINUX, Export, HeadersState, Kernel, KernelFacts, ModuleFacts, Remembered
-from kmodhookd.observe import depmodorder, elf, enforcement, headers, keys, modprobed, modtree, symvers
+from kmodhookd.observe import depmodorder, elf, enforcement, families, headers, keys, modprobed, modtree, symvers
 from kmodhookd.observe.enforcement import Machine
 from kmodhookd.observe.modtree import Found, Survey
 from kmodhookd.root import Root
@@ -57,6 +57,8 @@ def kernel_facts(
         # Where there is no configuration to look at, what it might forbid is not held against a module.
         strict_namespaces=bool(config) and config.get("CONFIG_MODULE_ALLOW_MISSING_NAMESPACE_IMPORTS") != "y",
         strict_btf="CONFIG_DEBUG_INFO_BTF_MODULES" in config and "CONFIG_MODULE_ALLOW_BTF_MISMATCH" not in config,
+        # A patch of Debian's kernels (module-disable-matching-missing-crc): elsewhere it is let in, with a warning.
+        strict_versions=bool(families.DEBIAN_RELEASE.fullmatch(kernel.release)),
         forced_load=not config or config.get("CONFIG_MODULE_FORCE_LOAD") == "y",
     )
 

@@ -179,13 +179,15 @@ class _Symbols:
         self.needed: set[str] = set()  # modules that it takes symbols of
         self.bad: dict[Refusal, list[str]] = {}
         self.unversioned: list[str] = []
+        self.built_without: list[str] = []  # symbols of whose versions it was not told
         self.unknown: list[str] = []  # symbols of which it cannot be told whether the kernel has them
         self.absent: dict[str, str] = {}  # module that is not there → a symbol of it
         self.spaces: set[str] = set()
         self.tainting: set[str] = set()  # proprietary modules that it takes symbols of
         self.gpl_only = False
         self.is_gpl = _is_gpl(module)
-        layout = {LAYOUT} & module.imports.keys() if self.kernel.modversions else set()
+        asked = self.kernel.modversions and (LAYOUT in module.imports or self.kernel.strict_versions)
+        layout = {LAYOUT} if asked else set()
         for symbol in sorted(module.undefined | module.weak | layout, key=lambda name: (name != LAYOUT, name)):
             self._look_up(symbol)
         if not self.is_gpl or not self.gpl_only:
@@ -228,11 +230,14 @@ class _Symbols:
             if found.crc is not None and not self.kernel.forced_load:
                 self.bad.setdefault(Refusal.SYMBOL_VERSION, []).append(symbol)
             return
-        expected = self.module.imports.get(symbol)  # a module that does not know it is let in, with a warning
+        expected = self.module.imports.get(symbol)
         if found.crc is None:
             if found.module == VMLINUX and expected is not None:
                 self.unversioned.append(symbol)
-        elif expected is not None and expected != found.crc:
+        elif expected is None:
+            if self.kernel.strict_versions:  # other kernels let it in, with a warning
+                self.built_without.append(symbol)
+        elif expected != found.crc:
             self.bad.setdefault(Refusal.SYMBOL_VERSION, []).append(symbol)
 
     def reasons(self, doubts: list[str]) -> Iterator[Reason]:
@@ -241,6 +246,11 @@ class _Symbols:
         for kind, symbols in self.bad.items():
             sentence, remedy = self._words(kind, _some(symbols))
             yield Reason(kind=kind, sentence=sentence, remedy=remedy, about=tuple(symbols))
+        if self.built_without:
+            sentence = f"it has no version of {_some(self.built_without)}, and {self.kernel.release} asks for one"
+            remedy = "build it with the Module.symvers of the module that exports it (KBUILD_EXTRA_SYMBOLS)"
+            about = tuple(self.built_without)
+            yield Reason(kind=Refusal.SYMBOL_VERSION, sentence=sentence, remedy=remedy, about=about)
         if self.tainting:
             names = sorted(self.tainting)
             sentence = (

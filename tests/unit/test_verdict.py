@@ -157,6 +157,16 @@ def test_a_module_without_versions_on_a_kernel_that_asks_for_them() -> None:
     assert judge(module("one", "printk", versioned=False, imports={}), kernel(forced_load=True)).loads
 
 
+def test_debian_refuses_a_module_that_lacks_the_version_of_a_symbol() -> None:
+    strict = kernel(strict_versions=True)
+    made = judge(module("one", "printk", imports={"module_layout": 1}), strict)
+    assert kinds(made) == [Refusal.SYMBOL_VERSION] and made.reasons[0].about == ("printk",)
+    assert judge(module("one", "printk", imports={}), strict).reasons[0].about == ("module_layout", "printk")
+    assert judge(module("one", "printk"), strict).loads
+    without = {"versioned": False, "imports": {}}
+    assert judge(module("one", "printk", **without), kernel(strict_versions=True, forced_load=True)).loads
+
+
 @pytest.mark.parametrize("licence", ["Proprietary", "", "GPL v3", "BSD"])
 def test_symbols_for_modules_under_the_gpl(licence: str) -> None:
     made = judge(module("one", "printk", "gpl_thing", license=licence), KERNEL)
