@@ -27,7 +27,7 @@ PARAMETERS = "console=ttyS0 panic=-1 quiet"
 
 # Runs the steps in the order of their names, each with no module loaded (the newest comes first in /proc/modules, so
 # they can go in that order). Each line of an answer starts with the word that says what it is, so nothing a step prints
-# can be taken for a frame.
+# can be taken for a frame. To start a program is slow in there, so the shell does what it can by itself.
 INIT = """#!/bin/dash
 /bin/busybox --install -s /bin
 export PATH=/sbin:/bin
@@ -37,15 +37,20 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 exec 3>/dev/ttyS1
 stty raw -echo <&3
+say() { while IFS= read -r line || [ -n "$line" ]; do printf '%s %s\\n' "$1" "$line"; done; }
+dmesg -c >/dev/null
 for step in /steps/*; do
-    dmesg -c >/dev/null
-    dash "$step" >/tmp/output 2>&1 </dev/null
+    (. "$step") >/tmp/output 2>&1 </dev/null
     status=$?
-    sed 's/^/output /' /tmp/output >&3
-    dmesg -c | sed 's/^/kernel /' >&3
-    sed 's/ .*//; s/^/loaded /' /proc/modules >&3
+    dmesg -c >/tmp/kernel
+    say output </tmp/output >&3
+    say kernel </tmp/kernel >&3
+    loaded=
+    while read -r module rest; do loaded="$loaded $module"; echo "loaded $module" >&3; done </proc/modules
     echo "status $status" >&3
-    for module in $(sed 's/ .*//' /proc/modules); do rmmod "$module" 2>/dev/null; done
+    [ -z "$loaded" ] && continue
+    for module in $loaded; do rmmod "$module" 2>/dev/null; done
+    dmesg -c >/dev/null
 done
 poweroff -f
 """
