@@ -11,7 +11,7 @@ from pathlib import Path
 import loads
 from bed import kernels as archive
 from bed import qemu, roots
-from bed.kernels import Kernel, Kernels
+from bed.kernels import Backport, Kernel, Kernels
 from bed.overlay import Overlay
 from loads import SPOILT, Case
 
@@ -111,6 +111,8 @@ class Bench:
         self.kernel = kernel
         if not root.path(f"/boot/vmlinuz-{kernel.release}").exists():
             archive.put(root, kernel)
+        if isinstance(kernel, Backport):
+            root.apt_install(kernel.kbuild)
         if not root.path(f"{SPOILT}/{kernel.release}").exists():
             loads.build(root, [kernel.release])
         for case in cases:

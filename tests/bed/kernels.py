@@ -201,14 +201,13 @@ def put(root: Chroot, kernel: Kernel) -> None:
 
 def put_headers(root: Chroot, kernel: Kernel) -> None:
     """A kernel's headers alone, in the same way."""
-    kbuild = [kernel.kbuild] if isinstance(kernel, Backport) else []
-    for package in (kernel.headers, kernel.common, *kbuild):
+    for package in (kernel.headers, kernel.common):
         _copy(root, package)
 
 
 def _copy(root: Chroot, package: str) -> None:
     tree = unpacked(package)
-    for part in ("lib/modules", "usr/lib", "usr/src", "boot"):
+    for part in ("lib/modules", "usr/lib/modules", "usr/src", "boot"):
         if (tree / part).is_dir():
             target = root.path("/usr/lib/modules" if part == "lib/modules" else f"/{part}")
             run(["cp", "-a", "--no-preserve=ownership", f"{tree / part}/.", target])

@@ -2,10 +2,8 @@
 """The verdict before a real kernel: booted in QEMU, it loads what we call loadable and refuses what we refuse."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import boots
 import loads
@@ -53,32 +51,29 @@ CASES = [
 OF_SYMBOLS = (Refusal.UNKNOWN_SYMBOL, Refusal.SYMBOL_VERSION, Refusal.GPL_ONLY, Refusal.NAMESPACE)
 # Tests and tortures of the kernel's own run when they are loaded, some for ever; or they stop the machine.
 RISKY = re.compile(r"test|torture|kunit|bench|wdt|watchdog|panic|crash|kgdb|kdb|reboot")
-Booted = Callable[[str], tuple[Bench, dict[str, Answer]]]
+
+
+@dataclass(frozen=True)
+class Booted:
+    """A boot that has been made."""
+
+    parameters: str
+    bench: Bench
+    answers: dict[str, Answer]  # by the case's name
 
 
 @pytest.fixture(scope="module")
-def booted(kernels: Kernels) -> Iterator[Booted]:
-    """Boots by name, each made when it is first asked for; those of one kernel share a root."""
-    with ExitStack() as roots:
-
-        @cache
-        def bench(kernel: str) -> Bench:
-            root = roots.enter_context(Overlay(boots.stack(kernels), name=f"boot-{kernel}"))
-            cases = [case for boot in ALL_BOOTS.values() if boot.kernel == kernel for case in boot.cases]
-            return Bench(root, kernels, getattr(kernels, kernel), cases)
-
-        @cache
-        def answers(name: str) -> tuple[Bench, dict[str, Answer]]:
-            boot = ALL_BOOTS[name]
-            return bench(boot.kernel), bench(boot.kernel).boot(boot.cases, boot.parameters)
-
-        yield answers
+def booted(kernels: Kernels, request: pytest.FixtureRequest) -> Iterator[Booted]:
+    """The boot of that name, made once for all of its cases."""
+    boot = ALL_BOOTS[request.param]
+    with Overlay(boots.stack(kernels), name=f"boot-{request.param}") as root:
+        bench = Bench(root, kernels, getattr(kernels, boot.kernel), boot.cases)
+        yield Booted(boot.parameters, bench, bench.boot(boot.cases, boot.parameters))
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
-def test_verdict_and_kernel_agree(booted: Booted, name: str, case: Case) -> None:
-    bench, answers = booted(name)
-    parameters = ALL_BOOTS[name].parameters
+@pytest.mark.parametrize(("booted", "case"), CASES, indirect=["booted"])
+def test_verdict_and_kernel_agree(booted: Booted, case: Case) -> None:
+    bench, answers, parameters = booted.bench, booted.answers, booted.parameters
     told = boots.told(case, answers[case.name])
     expected = bench.expected(case, enforced=bool(parameters))
     assert told.loaded == (expected is None), answers[case.name]
