@@ -2,6 +2,7 @@
 """Kernels booted with the modules of `loads`, and what they say of each."""
 
 import inspect
+import lzma
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -178,7 +179,8 @@ class Bench:
         source = built if built.exists() else self.root.path(loads.in_tree(self.root, release, case.made_of))
         target = self.root.path(self.file(case))
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(case.spoil(source.read_bytes()))
+        content = source.read_bytes()
+        target.write_bytes(case.spoil(lzma.decompress(content) if source.suffix == ".xz" else content))
 
     def _step(self, case: Case) -> str:
         inside = self.file(case).removeprefix("/usr")  # there, /lib and /usr/lib are two directories
