@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from kmodhookd.act import steps
 from kmodhookd.act.controls import Controls
+from kmodhookd.act.verdicts import Verdicts
 from kmodhookd.announce.snapshot import snapshot
 from kmodhookd.model import Inventory, Plan, State, Target
 from kmodhookd.plan import planner
@@ -34,7 +35,8 @@ def one_pass(root: Root, settings: Settings, request: Request, emit: Emit, contr
     work = steps.Work(root, settings, controls, emit, first_job=request.first_job)
     work.begin(request.rebuild)
     deadline = time.monotonic() + PATIENCE
-    inventory = work.look(first=True)
+    verdicts = Verdicts(root, settings)
+    inventory = verdicts.added(work.look(first=True))
     plan = _plan(inventory, settings, controls, request.rebuild)
     for round_ in range(MAX_ROUNDS):
         emit(WorkerEvent(snapshot=snapshot(inventory, plan, work.said)))
@@ -42,7 +44,7 @@ def one_pass(root: Root, settings: Settings, request: Request, emit: Emit, contr
             break
         if not work.do(inventory, plan) and not _wait_for_trees(plan, deadline, controls):
             break
-        inventory = work.look()
+        inventory = verdicts.added(work.look())
         plan = _plan(inventory, settings, controls, request.rebuild)
     said = work.said
     work.finish(inventory)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from kmodhookd.act.workspace import Workspace, copy_content
 from kmodhookd.errors import Fault
-from kmodhookd.model import BuiltModule, Kernel
-from kmodhookd.observe.elf import ModuleInfo, module_name, read_module
+from kmodhookd.model import BuiltModule, Kernel, ModuleFacts
+from kmodhookd.observe.elf import module_name, read_module
 from kmodhookd.root import Root
 
 MIN_SIZE = 64  # bytes: an ELF header
@@ -67,7 +67,7 @@ def kernel_vermagic(root: Root, kernel: Kernel) -> str:
     return ""
 
 
-def _check_vermagic(name: str, info: ModuleInfo, kernel: Kernel, expected: str) -> None:
+def _check_vermagic(name: str, info: ModuleFacts, kernel: Kernel, expected: str) -> None:
     """The rule of kernel/module/version.c: the release, and every flag behind it, as the kernel's own."""
     if info.release != kernel.release:
         built_for = f"'{info.release}'" if info.release else "no kernel"

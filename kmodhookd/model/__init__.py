@@ -25,10 +25,12 @@ from kmodhookd.model.disk import (
     Source,
 )
 from kmodhookd.model.plan import Action, ActionKind, BootVerdict, Cell, Fact, MissingHeaders, Plan, State, Target
+from kmodhookd.model.verdict import VMLINUX, Export, KernelFacts, ModuleFacts, Reason, Refusal, Verdict
 
 __all__ = [
     "NAME_PATTERN",
     "SAFE_LENGTH",
+    "VMLINUX",
     "Action",
     "ActionKind",
     "Artifact",
@@ -38,6 +40,7 @@ __all__ = [
     "Conf",
     "Decision",
     "DecisionKind",
+    "Export",
     "Fact",
     "Failure",
     "FailureClass",
@@ -46,14 +49,19 @@ __all__ = [
     "InstalledFile",
     "Inventory",
     "Kernel",
+    "KernelFacts",
     "MissingHeaders",
+    "ModuleFacts",
     "Noun",
     "Placement",
     "Plan",
+    "Reason",
     "Recipe",
     "Record",
+    "Refusal",
     "Remembered",
     "Source",
     "State",
     "Target",
+    "Verdict",
 ]

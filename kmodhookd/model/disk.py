@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is on the disk: kernels, sources, modules, what is remembered of builds, what people decided."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
 from kmodhookd.model.base import Noun, OfCell
+from kmodhookd.model.verdict import Verdict
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
 
@@ -256,4 +258,5 @@ class Inventory(Noun):
     parked: tuple[str, ...] = ()  # MODULE/VERSION deregistered within a running package upgrade
     orphans: tuple[tuple[str, str, str, str], ...] = ()  # module, version, release, arch built for what is no kernel
     departed: tuple[tuple[str, str], ...] = ()  # module, version that went with their package
+    verdicts: Mapping[str, Verdict] = {}  # on modules in kernels' trees that are not the kernels' own, by path
     unlisted: tuple[str, ...] = ()  # kernels whose module index others made and that lacks modules of ours

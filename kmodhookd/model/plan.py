@@ -43,6 +43,7 @@ class Cell(OfCell):
     required: bool = False
     wanted: bool = True  # the version that is taken on this kernel, and goes there by itself
     there: bool = False  # its modules are in the kernel's tree, whole, whatever else is wrong
+    loads: bool | None = None  # … and load; None = cannot be told
 
 
 class ActionKind(StrEnum):

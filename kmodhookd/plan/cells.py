@@ -6,8 +6,8 @@ interface.md; the first that holds names the state, all of them are told by `Exp
 """
 
 import fnmatch
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kmodhookd.model import (
     Cell,
@@ -20,8 +20,9 @@ from kmodhookd.model import (
     Source,
     State,
 )
+from kmodhookd.model import Verdict as FileVerdict
 from kmodhookd.plan import decisions as decided
-from kmodhookd.plan import intree
+from kmodhookd.plan import intree, loading
 from kmodhookd.settings import Settings
 
 THERE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
@@ -39,6 +40,7 @@ class Context:
     cycle: tuple[str, ...]  # modules that wait for each other, this one first; empty when there is no such circle
     known_modules: frozenset[str]
     settings: Settings
+    verdicts: Mapping[str, FileVerdict] = field(default_factory=dict)  # Inventory.verdicts
     stays: str = ""  # another version, which is installed there and stays until this one, which is taken, is there
 
 
@@ -152,7 +154,7 @@ def judge(placement: Placement, context: Context) -> Cell:
             state, fact = verdict
             states.append(state)
             facts.append(fact)
-    facts += [*_signature(placement), *_remarks(placement, context)]
+    facts += [*_signature(placement), *_remarks(placement, context), *loading.facts(placement, context.verdicts)]
     return Cell(
         module=placement.module,
         version=placement.version,
@@ -163,6 +165,7 @@ def judge(placement: Placement, context: Context) -> Cell:
         required=placement.module in context.settings.policy.required,
         wanted=_is_wanted(placement, context),
         there=is_linked(placement) or is_installed(placement),
+        loads=loading.loads(placement, context.verdicts),
     )
 
 

@@ -160,6 +160,7 @@ def _judge_all(picture: _Picture) -> None:
                 cycle=dependencies.circle(placement.module, depends.get(placement.kernel, {})),
                 known_modules=known,
                 settings=picture.settings,
+                verdicts=picture.inventory.verdicts,
                 stays=cells.stays(placement, picture.rivals[placement.module, placement.kernel], superseded),
             )
             picture.cells[placement.module, placement.version, placement.kernel] = cells.judge(placement, context)
