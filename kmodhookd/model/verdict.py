@@ -47,6 +47,7 @@ class ModuleFacts(Noun):
     orc_header: str = ""  # hexadecimal; "" when there is no such section
     btf: bool = False  # it has type information that is relative to one build of one kernel
     btf_base: bool = False  # … and what is needed to fit it to another (`.BTF.base`, 6.11)
+    in_tree: bool = False  # it was built with the kernel, not against its headers
     problem: str = ""  # why it is not a sound module, as a sentence: nothing else of it is known then
 
     @property

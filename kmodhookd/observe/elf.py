@@ -127,6 +127,7 @@ def _parse(stream: IO[bytes], fallback_name: str) -> ModuleFacts:
         orc_header=(sections.read(".orc_header", 4096) or b"").hex(),
         btf=".BTF" in sections.headers,
         btf_base=".BTF.base" in sections.headers,
+        in_tree=first("intree") == "Y",
     )
 
 

@@ -79,7 +79,8 @@ def test_what_a_module_wants_from_others_and_has_for_them(tmp_path: Path) -> Non
         "bare": Export(None, "a_b"),
     }
     assert info.import_ns == {"IIO"} and info.versioned
-    assert not info.btf and not info.btf_base
+    assert not info.btf and not info.btf_base and not info.in_tree
+    assert elf.read_module(modules.build(tmp_path / "c.ko", info={"intree": "Y"})).in_tree
 
 
 def test_without_versions_the_symbols_are_known_all_the_same(module: Path, tmp_path: Path) -> None:
