@@ -236,6 +236,7 @@ class Placement(OfCell):
     record: Record | None = None
     failure: Failure | None = None
     fingerprint: str = ""  # of the inputs as they are now; "" when they cannot be read
+    foreign_headers: bool = False  # the headers in `fingerprint` are not this kernel's own
     tools: str = ""  # of the compilers that are there: another one is a reason to try again, none to build again
     key: str = ""  # SHA-256 of the certificate that signs for this kernel now; "" = nothing is signed
     signing: str = ""  # of all that signing depends on: a change is a reason to try again what could not be signed

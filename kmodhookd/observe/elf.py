@@ -79,6 +79,7 @@ class ModuleInfo:
     signer: str = ""  # the common name of the certificate; "" when it is not in the signature
     orc_header: str = ""  # hexadecimal; "" when there is no such section
     btf: bool = False
+    in_tree: bool = False  # it was built with the kernel, not against its headers
 
     @property
     def release(self) -> str:
@@ -227,6 +228,7 @@ def _parse(stream: IO[bytes], fallback_name: str) -> ModuleInfo:
         signer=signer,
         orc_header=(sections.read(".orc_header", 4096) or b"").hex(),
         btf=sections.header(".BTF") is not None,
+        in_tree=info.get("intree") == "Y",
     )
 
 

@@ -210,6 +210,8 @@ def _placement(
         record=record,
         failure=decisions.failure(at.root, cell),
         fingerprint=_fingerprint(at, source, kernel, as_files_say),
+        foreign_headers=kernel.headers.state is HeadersState.MISMATCHED
+        and not at.settings.invocation.kernel_source_dir,
         tools=at.tools,
         key=at.signing[kernel.release].identity,
         signing=at.signing[kernel.release].inputs,

@@ -89,6 +89,8 @@ def is_current(placement: Placement) -> bool:
         return False
     if record is None or not placement.fingerprint or not record.installed_fingerprint:
         return True
+    if placement.foreign_headers:  # what agrees with them was made with them
+        return record.installed_fingerprint != placement.fingerprint
     return record.installed_fingerprint == placement.fingerprint and _key_agrees(placement, record.installed_key)
 
 
@@ -244,6 +246,9 @@ def _stale(placement: Placement, context: Context) -> Verdict:
     changed = placement.outdated or "source, recipe, headers, compiler or a dependency have changed since it was built"
     if placement.record is not None and placement.record.installed_fingerprint == placement.fingerprint:
         changed = placement.outdated or "the signing key is another one than it was signed with"
+    if placement.foreign_headers and not placement.outdated:
+        verdict = "it was built with headers that are not this kernel's own, and may not load"
+        return State.STALE, Fact(fact="headers", verdict=verdict, remedy=context.kernel.headers.command)
     verdict = f"{changed}; what is installed still loads"
     remedy = _failure_text(placement) or "it is built again by itself"
     return State.STALE, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)

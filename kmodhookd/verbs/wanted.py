@@ -86,7 +86,7 @@ def is_usable(placement: Placement) -> bool:
         return False
     if record is None or not record.fingerprint or not placement.fingerprint:
         return True
-    return record.fingerprint == placement.fingerprint
+    return (record.fingerprint == placement.fingerprint) is not placement.foreign_headers
 
 
 def obstacle(
@@ -102,9 +102,11 @@ def obstacle(
         return failed(placement.problem, Obstacle.CONF)
     if placement.recipe.excluded:
         return failed(placement.recipe.excluded, Obstacle.EXCLUDED)
-    if builds and headers.state in (HeadersState.MISSING, HeadersState.MISMATCHED):
-        command = f" [{headers.command}]" if headers.command else ""
+    command = f" [{headers.command}]" if headers.command else ""
+    if builds and headers.state is HeadersState.MISSING:
         return failed(f"{headers.detail or 'headers are missing'}{command}", Obstacle.HEADERS)
+    if builds and headers.state is HeadersState.MISMATCHED and not asked.force:
+        return failed(f"{headers.detail}{command}; --force builds with them all the same", Obstacle.HEADERS)
     missing = dependencies.missing(placement, modules_there(inventory, kernel.release))
     if builds and missing and not asked.force:
         return failed(f"BUILD_DEPENDS: {', '.join(missing)} must be installed there first", Obstacle.DEPENDENCY)
