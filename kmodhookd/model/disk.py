@@ -156,6 +156,7 @@ class Record(OfCell):
     mechanism: str = ""  # the sandbox that was used
     log: str = ""
     by_hand: bool = False  # a person's explicit verb put it there
+    over_in_tree: bool = False  # a person put it there although the kernel's own was the same or newer
     for_headers: bool = False  # … when there were only headers: that there is no kernel is no reason to take it out
     key: str = ""  # SHA-256 of the certificate that what lies in the DKMS tree is signed for; "" = it is not signed
     installed_key: str = ""  # the same of what is installed

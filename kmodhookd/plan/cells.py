@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kmodhookd.model import (
+    Artifact,
     Cell,
     Decision,
     Fact,
@@ -39,6 +40,7 @@ class Context:
     cycle: tuple[str, ...]  # modules that wait for each other, this one first; empty when there is no such circle
     known_modules: frozenset[str]
     settings: Settings
+    elsewhere: tuple[Artifact, ...] = ()  # the modules of this source as they are built for another kernel
     stays: str = ""  # another version, which is installed there and stays until this one, which is taken, is there
 
 
@@ -255,7 +257,7 @@ def _stale(placement: Placement, context: Context) -> Verdict:
 
 
 def _in_tree(placement: Placement, context: Context) -> Verdict:
-    winner = intree.wins(placement, context.settings)
+    winner = intree.wins(placement, context.settings, context.elsewhere)
     if winner is None:
         return None
     verdict = f"the kernel's own {winner.path} has version {winner.version}, the same or newer"

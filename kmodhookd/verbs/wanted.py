@@ -37,7 +37,7 @@ def registration(source: Source) -> list[Action]:
     return [Action(kind=ActionKind.ADD, module=source.module, version=source.version)]
 
 
-def wanted(inventory: Inventory, placement: Placement, asked: Asked) -> tuple[list[Action], Result]:
+def wanted(inventory: Inventory, placement: Placement, asked: Asked, settings: Settings) -> tuple[list[Action], Result]:
     """What to do for one kernel. An explicit verb serves a kernel of which only the headers are there as well."""
     kernel = kernel_of(inventory, placement)
     if not asked.named and (kernel.leaving or kernel.headers.state is HeadersState.ALONE):
@@ -48,6 +48,8 @@ def wanted(inventory: Inventory, placement: Placement, asked: Asked) -> tuple[li
         return [], Result(notes=(f"{placement.kernel}: already {done}",))
     builds = any(action.kind is ActionKind.BUILD for action in actions)
     standing = obstacle(inventory, kernel, placement, asked, builds=builds)
+    if standing is None and asked.install and not builds and not cells.is_installed(placement):
+        standing = in_tree_wins(placement, asked, settings)
     if standing is None:
         return actions, Result()
     waits = standing.cause in (Obstacle.HEADERS, Obstacle.DEPENDENCY)

@@ -62,6 +62,12 @@ def installed(base: Placement, **fields: object) -> Placement:
     return base.model_copy(update={**update, **fields})
 
 
+def own(on: Kernel, name: str, version: str, src: str = "", place: str = "kernel", **fields: str) -> Artifact:
+    """A module of the kernel's own."""
+    path = f"{on.tree}/{place}/{name}.ko"
+    return Artifact.model_validate({"path": path, "module": name, "version": version, "srcversion": src, **fields})
+
+
 def inventory(placements: list[Placement], kernels: list[Kernel], sources: list[Source], **fields: object) -> Inventory:
     base = {"when": NOW, "kernels": tuple(kernels), "sources": tuple(sources), "placements": tuple(placements)}
     return Inventory.model_validate({**base, **fields})
@@ -83,10 +89,13 @@ def carry_out(before: Inventory, actions: tuple[Action, ...]) -> Inventory:
             case ActionKind.INSTALL:
                 placements[key] = installed(placements[key])
             case ActionKind.UNINSTALL:
-                gone = {"installed": (), "record": None, "active": False}
+                record = placements[key].record
+                if record is not None:
+                    record = record.model_copy(update={"files": (), "installed_fingerprint": ""})
+                gone = {"installed": (), "record": record, "active": False}
                 placements[key] = placements[key].model_copy(update=gone)
             case ActionKind.UNBUILD:
-                placements[key] = placements[key].model_copy(update={"built": False, "stored": ()})
+                placements[key] = placements[key].model_copy(update={"built": False, "stored": (), "record": None})
             case ActionKind.REMOVE:
                 del sources[action.module, action.version]
                 for other in [one for one in placements if one[:2] == (action.module, action.version)]:
