@@ -132,6 +132,7 @@ class Artifact(Noun):
     version: str = ""
     srcversion: str = ""
     signer: str = ""
+    package: str = ""  # that owns the file; asked for what is not ours only
     problem: str = ""  # why it is not a usable module
 
 
@@ -231,6 +232,7 @@ class Placement(OfCell):
     stored: tuple[Artifact, ...] = ()  # in the DKMS tree
     installed: tuple[Artifact, ...] = ()  # in the kernel's tree, at the places where we or DKMS would put them
     in_tree: tuple[Artifact, ...] = ()  # the kernel's own modules of the same names
+    unlisted: tuple[str, ...] = ()  # of `installed`, what the kernel's module index does not name
     weak: tuple[Artifact, ...] = ()  # links of the distribution's weak-modules tools; dangling ones have a `problem`
     archived: bool = False  # originals of this module are kept in the DKMS tree, of whatever version
     outdated: str = ""  # why what is built no longer fits a dependency (BUILD_DEPENDS_REBUILD), as DKMS's markers say

@@ -46,11 +46,17 @@ def lacks(root: Root, release: str, tree: str, modules: Collection[str]) -> bool
     ours = [now in made for now in here]
     if any(ours):
         return not all(ours)  # a slower depmod's files came between
+    known = listed(root, release)
+    return bool(known) and any(path.removeprefix(f"{tree}/") not in known for path in modules)
+
+
+def listed(root: Root, release: str) -> frozenset[str]:
+    """The files that a kernel's module index names, below its tree; none when there is no index."""
     try:
-        content = (root.modules / release / DEPENDENCIES).read_bytes()
+        with (root.modules / release / DEPENDENCIES).open(encoding="utf-8", errors="surrogateescape") as file:
+            return frozenset(line.partition(":")[0] for line in file)
     except OSError:
-        return False
-    return any(os.fsencode(f"{path.removeprefix(f'{tree}/')}:") not in content for path in modules)
+        return frozenset()
 
 
 def _identities(root: Root, release: str) -> list[str]:

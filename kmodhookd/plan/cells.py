@@ -156,7 +156,7 @@ def judge(placement: Placement, context: Context) -> Cell:
             state, fact = verdict
             states.append(state)
             facts.append(fact)
-    facts += [*_signature(placement), *_remarks(placement, context)]
+    facts += [*_signature(placement), *remarks(placement, context)]
     return Cell(
         module=placement.module,
         version=placement.version,
@@ -170,7 +170,7 @@ def judge(placement: Placement, context: Context) -> Cell:
     )
 
 
-def _remarks(placement: Placement, context: Context) -> Iterator[Fact]:
+def remarks(placement: Placement, context: Context) -> Iterator[Fact]:
     """What is worth knowing besides."""
     if context.stays and not is_installed(placement):
         verdict = f"it is installed there, and stays until {placement.version} is"
@@ -265,7 +265,8 @@ def _in_tree(placement: Placement, context: Context) -> Verdict:
     return State.IN_TREE, Fact(fact="the kernel's own modules", verdict=verdict, remedy=remedy)
 
 
-def _excluded(placement: Placement, context: Context) -> Verdict:
+def excluded(placement: Placement, context: Context) -> Verdict:
+    """Whether a person, policy or dkms.conf says that it is not for this kernel."""
     if context.decision is not None:
         decision = context.decision
         where = f" from {decision.kernel}" if decision.kernel else ""
@@ -366,7 +367,7 @@ RULES = (
     _reused,
     _stale,
     _in_tree,
-    _excluded,
+    excluded,
     _failed,
     _waiting_kernel,
     _waiting_headers,

@@ -23,7 +23,7 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import aside, boot, cells, decisions, dependencies, intree, warnings
+from kmodhookd.plan import aside, boot, cells, chain, decisions, dependencies, intree, warnings
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -165,7 +165,9 @@ def _judge_all(picture: _Picture) -> None:
                 elsewhere=built.get((placement.module, placement.version), ()),
                 stays=cells.stays(placement, picture.rivals[placement.module, placement.kernel], superseded),
             )
-            picture.cells[placement.module, placement.version, placement.kernel] = cells.judge(placement, context)
+            cell = cells.judge(placement, context)
+            cell = cell.model_copy(update={"chain": chain.chain(placement, context, cell)})
+            picture.cells[placement.module, placement.version, placement.kernel] = cell
         if before == {key: cell.state for key, cell in picture.cells.items()}:
             return
 
