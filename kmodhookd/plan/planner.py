@@ -49,6 +49,7 @@ class _Picture:
     chosen: dict[tuple[str, str], str] = field(default_factory=dict)  # module, kernel → version
     rivals: dict[tuple[str, str], list[Placement]] = field(default_factory=dict)  # module, kernel → every version
     there: Mapping[str, frozenset[str]] = field(default_factory=dict)  # kernel → modules on which others may build
+    barred: dict[tuple[str, str], Decision] = field(default_factory=dict)  # module, kernel → whose word keeps it away
     ours: dict[str, frozenset[str]] = field(default_factory=dict)  # kernel → files there that are no rivals of ours
 
 
@@ -121,6 +122,7 @@ def _best(picture: _Picture, newest_first: Sequence[Placement]) -> Placement | N
         if word is not None and word.kind not in decisions.BY_VERSION:
             # "Not here" is not "an older one instead". What is there already stays looked after.
             there = (one for one in newest_first if cells.is_installed(one) and _applies(picture, one))
+            picture.barred[placement.module, placement.kernel] = word
             return next(there, None)
     return None
 
@@ -156,7 +158,7 @@ def _judge_all(picture: _Picture) -> None:
             context = cells.Context(
                 source=picture.sources[placement.module, placement.version],
                 kernel=picture.kernels[placement.kernel],
-                decision=_decision(picture, placement),
+                decision=_decision(picture, placement) or _barred(picture, placement),
                 superseded_by=superseded,
                 missing_dependencies=dependencies.missing(placement, there[placement.kernel]),
                 cycle=dependencies.circle(placement.module, depends.get(placement.kernel, {})),
@@ -175,6 +177,12 @@ def _judge_all(picture: _Picture) -> None:
 def _decision(picture: _Picture, placement: Placement) -> Decision | None:
     source = picture.sources[placement.module, placement.version]
     return decisions.standing(picture.inventory.decisions, source, placement.kernel)
+
+
+def _barred(picture: _Picture, placement: Placement) -> Decision | None:
+    """The word on a newer version that keeps the older ones away as well, but for what is there already."""
+    key = placement.module, placement.kernel
+    return None if key in picture.chosen else picture.barred.get(key)
 
 
 def _superseded_by(picture: _Picture, placement: Placement) -> str:
