@@ -21,7 +21,7 @@ TAKES = (ActionKind.UNINSTALL, ActionKind.UNBUILD, ActionKind.REMOVE)
 FAILING = st.sampled_from([frozenset[str](), frozenset("a"), frozenset("ab")])
 
 
-@effort(deadline=None)
+@effort(deadline=None, max_examples=40)
 @given(drawn.worlds(), FAILING)
 def test_the_plan_is_a_fixpoint(world: Inventory, failing: frozenset[str]) -> None:
     """Planning again after acting plans nothing, after as many rounds as there are links in a chain of dependencies."""
@@ -30,7 +30,7 @@ def test_the_plan_is_a_fixpoint(world: Inventory, failing: frozenset[str]) -> No
     assert carry_out(rest, plan(rest).actions) == rest.model_copy(update={"unlisted": ()})
 
 
-@effort(deadline=None)
+@effort(deadline=None, max_examples=40)
 @given(drawn.worlds(), FAILING)
 def test_nothing_is_removed_without_evidence_nor_what_we_did_not_install(
     world: Inventory, failing: frozenset[str]
@@ -69,7 +69,7 @@ def _check_removal(world: Inventory, action: Action) -> None:
     assert not record.over_in_tree and not record.by_hand, "and no person's"
 
 
-@effort(deadline=None)
+@effort(deadline=None, max_examples=40)
 @given(drawn.worlds(), FAILING)
 def test_what_is_built_is_built_with_the_kernels_own_headers(world: Inventory, failing: frozenset[str]) -> None:
     for _ in range(drawn.AT_REST):
@@ -85,7 +85,7 @@ def test_what_is_built_is_built_with_the_kernels_own_headers(world: Inventory, f
         world = carry_out(world, made.actions, failing)
 
 
-@effort(deadline=None)
+@effort(deadline=None, max_examples=40)
 @given(drawn.worlds())
 def test_a_held_gate_changes_no_tree(world: Inventory) -> None:
     made = plan(world, held=True)
@@ -95,13 +95,13 @@ def test_a_held_gate_changes_no_tree(world: Inventory) -> None:
     assert made.held_back is (len(free.actions) > len(made.actions))
 
 
-@effort(deadline=None)
+@effort(deadline=None, max_examples=40)
 @given(drawn.worlds())
 def test_nothing_happens_in_the_middle_of_an_upgrade(world: Inventory) -> None:
     assert not [one for one in plan(world).actions if f"{one.module}/{one.version}" in world.parked]
 
 
-@effort(deadline=None)
+@effort(deadline=None, max_examples=40)
 @given(drawn.worlds(), st.randoms(use_true_random=False))
 def test_the_order_in_which_things_are_found_decides_nothing(world: Inventory, random: object) -> None:
     """Directories are listed in any order."""
@@ -121,7 +121,7 @@ def test_the_order_in_which_things_are_found_decides_nothing(world: Inventory, r
 # --- events are hints -------------------------------------------------------------------------------------------------
 
 
-@effort(deadline=None)
+@effort(deadline=None, max_examples=40)
 @given(drawn.stories(), st.lists(st.integers(0, 2), min_size=12, max_size=12), FAILING)
 def test_events_that_are_lost_doubled_or_late_change_nothing(
     story: list[drawn.Event], looks: list[int], failing: frozenset[str]
