@@ -63,7 +63,7 @@ class _Look:
     trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
     configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
     signing: dict[str, keys.Signing] = field(default_factory=dict)
-    listed: dict[str, frozenset[str]] = field(default_factory=dict)  # release → what its module index names
+    indexes: dict[str, bytes] = field(default_factory=dict)  # release → its module index
     records: dict[decisions.Cell, Record] = field(default_factory=dict)
     recorded: dict[tuple[str, str], set[str]] = field(
         default_factory=lambda: defaultdict(set)
@@ -272,10 +272,11 @@ def _classify(
 
 def _unlisted(at: _Look, kernel: Kernel, installed: list[Artifact]) -> tuple[str, ...]:
     """What of a module's files the kernel's index does not name."""
-    if installed and kernel.release not in at.listed:
-        at.listed[kernel.release] = index.listed(at.root, kernel.release)
-    paths = (artifact.path for artifact in installed)
-    return tuple(path for path in paths if path.removeprefix(f"{kernel.tree}/") not in at.listed[kernel.release])
+    if not installed:
+        return ()
+    if kernel.release not in at.indexes:
+        at.indexes[kernel.release] = index.content(at.root, kernel.release)
+    return index.unnamed(at.indexes[kernel.release], kernel.tree, [artifact.path for artifact in installed])
 
 
 def _with_owners(placements: list[Placement], owners: Owners) -> list[Placement]:

@@ -130,8 +130,8 @@ def _index(placement: Placement, context: cells.Context) -> Fact:
     if not placement.installed:
         return Fact(fact="index", verdict="nothing to list")
     if not placement.unlisted:
-        return Fact(fact="index", verdict=f"{context.kernel.tree}/modules.dep lists it")
-    verdict = f"{context.kernel.tree}/modules.dep does not list {', '.join(placement.unlisted)}"
+        return Fact(fact="index", verdict=f"the module index of {context.kernel.release} lists it")
+    verdict = f"the module index of {context.kernel.release} does not list {', '.join(placement.unlisted)}"
     return Fact(fact="index", verdict=verdict, remedy=f"depmod {placement.kernel}")
 
 

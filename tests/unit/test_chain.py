@@ -55,7 +55,7 @@ def test_all_is_well() -> None:
     assert K1.release in told["applies"].verdict and "own" in told["headers"].verdict
     assert "2023-11-14T22:13:20+00:00" in told["built"].verdict and "from what is there now" in told["built"].verdict
     assert f"{K1.tree}/updates/dkms/v4l.ko at 2023-11-14T22:13:21" in told["installed"].verdict
-    assert told["signed"].verdict == "signed by Me" and "modules.dep lists it" in told["index"].verdict
+    assert told["signed"].verdict == "signed by Me" and "index of 6.1.0-1-amd64 lists it" in told["index"].verdict
 
 
 def test_nothing_is_there_yet() -> None:
