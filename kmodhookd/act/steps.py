@@ -223,6 +223,7 @@ class Work:
                 installed_fingerprint=(earlier.installed_fingerprint or "unknown") if earlier and earlier.files else "",
                 by_hand=earlier.by_hand if earlier else False,
                 for_headers=earlier.for_headers if earlier else False,
+                over_in_tree=earlier.over_in_tree if earlier else False,
                 files=earlier.files if earlier else (),
                 installed=earlier.installed if earlier else 0.0,
                 built=time.time(),
@@ -292,10 +293,12 @@ class Work:
             assert placement.recipe is not None
             kernel, record = now.kernels[action.kernel], decisions.record(self.root, action.cell)
             # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
-            skip = intree.stands_back(placement, self.settings)
+            skip = intree.stands_back(placement, self.settings, running=kernel.running)
             skip = frozenset() if len(skip) == len(placement.stored) else skip
-            hand, what = action.by_hand, placement.recipe
-            install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, by_hand=hand)
+            said = self.settings.invocation
+            over = (said.force or said.over_in_tree) and bool(intree.winners(placement, self.settings))
+            what, how = placement.recipe, {"by_hand": action.by_hand, "over_in_tree": over}
+            install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, **how)
             self._dirty.add(action.kernel)
             decisions.forget(self.root, "failures", action.cell)
         if faults:

@@ -177,11 +177,14 @@ def _check(bus: client.Client, arguments: argparse.Namespace) -> int:
 
 
 def _which(bus: client.Client, arguments: argparse.Namespace) -> int:
-    facts = bus.who_provides(os.path.abspath(arguments.path))
+    from kmodhookd.cli import whose
+
+    facts = whose.which(bus, arguments.path)
     if arguments.json:
         return _json(facts)
     for key, value in facts.items():
-        print(f"{key}: {value}")
+        if value:
+            print(f"{key}: {value}")
     return Exit.DONE
 
 

@@ -134,6 +134,7 @@ class Artifact(Noun):
     version: str = ""
     srcversion: str = ""
     signer: str = ""
+    package: str = ""  # that owns the file; asked for what is not ours only
     problem: str = ""  # why it is not a usable module
 
 
@@ -158,6 +159,7 @@ class Record(OfCell):
     mechanism: str = ""  # the sandbox that was used
     log: str = ""
     by_hand: bool = False  # a person's explicit verb put it there
+    over_in_tree: bool = False  # a person put it there although the kernel's own was the same or newer
     for_headers: bool = False  # … when there were only headers: that there is no kernel is no reason to take it out
     key: str = ""  # SHA-256 of the certificate that what lies in the DKMS tree is signed for; "" = it is not signed
     installed_key: str = ""  # the same of what is installed
@@ -232,12 +234,14 @@ class Placement(OfCell):
     stored: tuple[Artifact, ...] = ()  # in the DKMS tree
     installed: tuple[Artifact, ...] = ()  # in the kernel's tree, at the places where we or DKMS would put them
     in_tree: tuple[Artifact, ...] = ()  # the kernel's own modules of the same names
+    unlisted: tuple[str, ...] = ()  # of `installed`, what the kernel's module index does not name
     weak: tuple[Artifact, ...] = ()  # links of the distribution's weak-modules tools; dangling ones have a `problem`
     archived: bool = False  # originals of this module are kept in the DKMS tree, of whatever version
     outdated: str = ""  # why what is built no longer fits a dependency (BUILD_DEPENDS_REBUILD), as DKMS's markers say
     record: Record | None = None
     failure: Failure | None = None
     fingerprint: str = ""  # of the inputs as they are now; "" when they cannot be read
+    foreign_headers: bool = False  # the headers in `fingerprint` are not this kernel's own
     tools: str = ""  # of the compilers that are there: another one is a reason to try again, none to build again
     key: str = ""  # SHA-256 of the certificate that signs for this kernel now; "" = nothing is signed
     signing: str = ""  # of all that signing depends on: a change is a reason to try again what could not be signed

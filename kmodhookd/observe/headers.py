@@ -18,7 +18,7 @@ from pathlib import Path
 from kmodhookd import store
 from kmodhookd.errors import InvalidArgument
 from kmodhookd.model import Headers, HeadersState, Remembered
-from kmodhookd.observe import boot
+from kmodhookd.observe import belonging, boot
 from kmodhookd.observe.families import Family
 from kmodhookd.root import Root
 
@@ -64,6 +64,8 @@ class Subject:
     package: str = ""  # that owns the image
     is_kernel: bool = True  # False: only headers are there
     asked: str = ""  # the directory that one call asks for instead of the tree's `build` (--kernelsourcedir)
+    modules: tuple[str, ...] = ()  # some of the kernel's own (`belonging.samples`)
+    image: str = ""
 
 
 class _Walked(Remembered):
@@ -74,10 +76,11 @@ class _Walked(Remembered):
 class _Stored(Remembered):
     fingerprints: dict[str, str] = {}
     walks: dict[str, _Walked] = {}
+    differences: dict[str, str] = {}
 
 
 class Memory:
-    """What need not be read again: fingerprints by the stat of their inputs, ages by the stat of a tree's top."""
+    """What need not be read again: fingerprints and differences by the stat of what they are of, ages by that of a tree's top."""
 
     FILE = f"{store.CACHE}/headers.json"
 
@@ -90,6 +93,11 @@ class Memory:
         known = self._used.fingerprints.get(signature) or self._known.fingerprints.get(signature) or compute()
         self._used.fingerprints[signature] = known
         return known
+
+    def difference(self, signature: str, compute: Callable[[], str]) -> str:
+        known = self._known.differences.get(signature)
+        found = self._used.differences[signature] = compute() if known is None else known
+        return found
 
     def youngest(self, directory: str, signature: str, compute: Callable[[], float]) -> float:
         walked = self._used.walks.get(directory) or self._known.walks.get(directory)
@@ -168,6 +176,8 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
         return found.model_copy(update={"youngest": _youngest(tree, memory), "watch": tree.spots()})
     release = _release(tree)
     detail = _mismatch(subject, release, config)
+    other_build = "" if detail else _other_build(tree, subject, config, memory)
+    detail = detail or other_build
     state = HeadersState.MISMATCHED if detail else HeadersState.PRESENT
     if not subject.is_kernel:
         state, detail = HeadersState.ALONE, detail or "there is no kernel with them"
@@ -176,7 +186,7 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
         state=state,
         directory=tree.directory,
         package=package,
-        command=family.install_command(package) if package and state is HeadersState.MISMATCHED else "",
+        command=_remedy(family, package, again=bool(other_build)) if state is HeadersState.MISMATCHED else "",
         detail=detail,
         release=release,
         fingerprint=memory.fingerprint(tree.signature(INPUTS), lambda: _fingerprint(tree)),
@@ -268,6 +278,28 @@ def _mismatch(subject: Subject, release: str, config: Mapping[str, str]) -> str:
     if subject.arch and arch and arch != subject.arch:
         return f"the headers are for {arch}, the kernel is for {subject.arch}"
     return ""
+
+
+def _other_build(tree: _Tree, subject: Subject, config: Mapping[str, str], memory: Memory) -> str:
+    """Why headers of this release are not of the build that the kernel is of; "" when nothing shows it."""
+    if not subject.is_kernel:
+        return ""
+
+    def compare() -> str:
+        uts = belonging.uts_version(tree.text(name) for name in belonging.UTS_FILES)
+        build = belonging.Build(tree.at("Module.symvers"), config, uts)
+        return belonging.difference(tree.root, subject.modules, subject.image, build)
+
+    kernel = _Tree(tree.root, "").signature(tuple(filter(None, (*subject.modules, subject.image))))
+    found = memory.difference(f"{tree.signature((*INPUTS, *belonging.UTS_FILES))} {kernel}", compare)
+    return f"the headers are of another build of {subject.release}: {found}" if found else ""
+
+
+def _remedy(family: Family, package: str, *, again: bool) -> str:
+    """The command that installs a package, or does so again although it is there."""
+    if not package:
+        return ""
+    return family.reinstall_command(package) if again else family.install_command(package)
 
 
 def architecture(config: Mapping[str, str]) -> str:

@@ -63,6 +63,7 @@ class _Look:
     trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
     configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
     signing: dict[str, keys.Signing] = field(default_factory=dict)
+    indexes: dict[str, bytes] = field(default_factory=dict)  # release → its module index
     records: dict[decisions.Cell, Record] = field(default_factory=dict)
     recorded: dict[tuple[str, str], set[str]] = field(
         default_factory=lambda: defaultdict(set)
@@ -99,6 +100,7 @@ def look(root: Root, settings: Settings) -> Inventory:
             broken = source.model_copy(update={"problem": f"cannot be read: {error}", "remedy": "look at it"})
             placements += _placements(at, broken, usable)
     at.inspector.save()
+    placements = _with_owners(placements, owners)
     here = {kernel.release for kernel in kernels}
     known = {(source.module, source.version) for source in found}
     orphans = sorted(cell for cell in cells if cell[2] not in here or cell[:2] not in known)
@@ -203,6 +205,7 @@ def _placement(
         active=at.tree.active.get((source.module, kernel.release, kernel.arch)) == source.version,
         stored=stored,
         installed=tuple(groups["installed"]),
+        unlisted=_unlisted(at, kernel, groups["installed"]),
         in_tree=tuple(groups["in_tree"]),
         weak=tuple(groups["weak"]),
         archived=(source.module, kernel.release, kernel.arch) in at.tree.originals,
@@ -210,6 +213,8 @@ def _placement(
         record=record,
         failure=decisions.failure(at.root, cell),
         fingerprint=_fingerprint(at, source, kernel, as_files_say),
+        foreign_headers=kernel.headers.state is HeadersState.MISMATCHED
+        and not at.settings.invocation.kernel_source_dir,
         tools=at.tools,
         key=at.signing[kernel.release].identity,
         signing=at.signing[kernel.release].inputs,
@@ -263,6 +268,25 @@ def _classify(
                 # At our own place it may be what a DKMS that was killed put there.
                 groups["in_tree"].append(at.inspector.artifact(found.path, hashed=found.path in targets))
     return groups
+
+
+def _unlisted(at: _Look, kernel: Kernel, installed: list[Artifact]) -> tuple[str, ...]:
+    """What of a module's files the kernel's index does not name."""
+    if not installed:
+        return ()
+    if kernel.release not in at.indexes:
+        at.indexes[kernel.release] = index.content(at.root, kernel.release)
+    return index.unnamed(at.indexes[kernel.release], kernel.tree, [artifact.path for artifact in installed])
+
+
+def _with_owners(placements: list[Placement], owners: Owners) -> list[Placement]:
+    """With the packages of the files of the names of our modules that are not ours. One question for all of them."""
+    paths = sorted({artifact.path for one in placements for artifact in one.in_tree})
+    owned = owners.owner(paths) if paths else {}
+    if not any(owned.values()):
+        return placements
+    told = [tuple(a.model_copy(update={"package": owned[a.path]}) for a in one.in_tree) for one in placements]
+    return [one.model_copy(update={"in_tree": files}) for one, files in zip(placements, told, strict=True)]
 
 
 def _is_weak(at: _Look, kernel: Kernel, found: Found) -> bool:

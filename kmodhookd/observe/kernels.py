@@ -14,7 +14,7 @@ from typing import Literal
 
 from kmodhookd.errors import Fault, InvalidArgument
 from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Kernel
-from kmodhookd.observe import boot, elf, headers, modtree
+from kmodhookd.observe import belonging, boot, elf, headers, modtree
 from kmodhookd.observe.families import Family
 from kmodhookd.observe.owners import Owners
 from kmodhookd.root import Root
@@ -91,6 +91,8 @@ def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: heade
         pkgbase=tree.pkgbase,
         package=package,
         is_kernel=tree.is_kernel,
+        modules=belonging.samples(tree.survey.modules, tree.inside),
+        image=tree.image,
     )
     found = headers.headers(root, subject, family, memory)
     if asked:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kmodhookd.model import (
+    Artifact,
     Cell,
     Decision,
     Fact,
@@ -41,6 +42,7 @@ class Context:
     known_modules: frozenset[str]
     settings: Settings
     verdicts: Mapping[str, FileVerdict] = field(default_factory=dict)  # Inventory.verdicts
+    elsewhere: tuple[Artifact, ...] = ()  # the modules of this source as they are built for another kernel
     stays: str = ""  # another version, which is installed there and stays until this one, which is taken, is there
 
 
@@ -91,6 +93,8 @@ def is_current(placement: Placement) -> bool:
         return False
     if record is None or not placement.fingerprint or not record.installed_fingerprint:
         return True
+    if placement.foreign_headers:  # what agrees with them was made with them
+        return record.installed_fingerprint != placement.fingerprint
     return record.installed_fingerprint == placement.fingerprint and _key_agrees(placement, record.installed_key)
 
 
@@ -154,7 +158,7 @@ def judge(placement: Placement, context: Context) -> Cell:
             state, fact = verdict
             states.append(state)
             facts.append(fact)
-    facts += [*_signature(placement), *_remarks(placement, context), *loading.facts(placement, context.verdicts)]
+    facts += [*_signature(placement), *remarks(placement, context), *loading.facts(placement, context.verdicts)]
     return Cell(
         module=placement.module,
         version=placement.version,
@@ -169,7 +173,7 @@ def judge(placement: Placement, context: Context) -> Cell:
     )
 
 
-def _remarks(placement: Placement, context: Context) -> Iterator[Fact]:
+def remarks(placement: Placement, context: Context) -> Iterator[Fact]:
     """What is worth knowing besides."""
     if context.stays and not is_installed(placement):
         verdict = f"it is installed there, and stays until {placement.version} is"
@@ -247,13 +251,16 @@ def _stale(placement: Placement, context: Context) -> Verdict:
     changed = placement.outdated or "source, recipe, headers, compiler or a dependency have changed since it was built"
     if placement.record is not None and placement.record.installed_fingerprint == placement.fingerprint:
         changed = placement.outdated or "the signing key is another one than it was signed with"
+    if placement.foreign_headers and not placement.outdated:
+        verdict = "it was built with headers that are not this kernel's own, and may not load"
+        return State.STALE, Fact(fact="headers", verdict=verdict, remedy=context.kernel.headers.command)
     verdict = f"{changed}; what is installed still loads"
     remedy = _failure_text(placement) or "it is built again by itself"
     return State.STALE, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)
 
 
 def _in_tree(placement: Placement, context: Context) -> Verdict:
-    winner = intree.wins(placement, context.settings)
+    winner = intree.wins(placement, context.settings, context.elsewhere)
     if winner is None:
         return None
     verdict = f"the kernel's own {winner.path} has version {winner.version}, the same or newer"
@@ -261,7 +268,8 @@ def _in_tree(placement: Placement, context: Context) -> Verdict:
     return State.IN_TREE, Fact(fact="the kernel's own modules", verdict=verdict, remedy=remedy)
 
 
-def _excluded(placement: Placement, context: Context) -> Verdict:
+def excluded(placement: Placement, context: Context) -> Verdict:
+    """Whether a person, policy or dkms.conf says that it is not for this kernel."""
     if context.decision is not None:
         decision = context.decision
         where = f" from {decision.kernel}" if decision.kernel else ""
@@ -362,7 +370,7 @@ RULES = (
     _reused,
     _stale,
     _in_tree,
-    _excluded,
+    excluded,
     _failed,
     _waiting_kernel,
     _waiting_headers,

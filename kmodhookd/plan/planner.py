@@ -23,7 +23,7 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import boot, cells, decisions, dependencies, intree, warnings
+from kmodhookd.plan import aside, boot, cells, chain, decisions, dependencies, intree, warnings
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -49,6 +49,8 @@ class _Picture:
     chosen: dict[tuple[str, str], str] = field(default_factory=dict)  # module, kernel → version
     rivals: dict[tuple[str, str], list[Placement]] = field(default_factory=dict)  # module, kernel → every version
     there: Mapping[str, frozenset[str]] = field(default_factory=dict)  # kernel → modules on which others may build
+    barred: dict[tuple[str, str], Decision] = field(default_factory=dict)  # module, kernel → whose word keeps it away
+    ours: dict[str, frozenset[str]] = field(default_factory=dict)  # kernel → files there that are no rivals of ours
 
 
 def make(
@@ -120,6 +122,7 @@ def _best(picture: _Picture, newest_first: Sequence[Placement]) -> Placement | N
         if word is not None and word.kind not in decisions.BY_VERSION:
             # "Not here" is not "an older one instead". What is there already stays looked after.
             there = (one for one in newest_first if cells.is_installed(one) and _applies(picture, one))
+            picture.barred[placement.module, placement.kernel] = word
             return next(there, None)
     return None
 
@@ -145,6 +148,7 @@ def _applies(picture: _Picture, placement: Placement) -> bool:
 def _judge_all(picture: _Picture) -> None:
     """Judge every cell; again while verdicts on dependencies still change."""
     known = frozenset(source.module for source in picture.inventory.sources)
+    built = {(one.module, one.version): one.stored for one in picture.inventory.placements if cells.is_compiled(one)}
     depends = dependencies.of_taken(picture.inventory.placements, picture.chosen)
     for _round in range(ROUNDS):
         there = picture.there = dependencies.there(picture.cells.values())
@@ -154,16 +158,19 @@ def _judge_all(picture: _Picture) -> None:
             context = cells.Context(
                 source=picture.sources[placement.module, placement.version],
                 kernel=picture.kernels[placement.kernel],
-                decision=_decision(picture, placement),
+                decision=_decision(picture, placement) or _barred(picture, placement),
                 superseded_by=superseded,
                 missing_dependencies=dependencies.missing(placement, there[placement.kernel]),
                 cycle=dependencies.circle(placement.module, depends.get(placement.kernel, {})),
                 known_modules=known,
                 settings=picture.settings,
                 verdicts=picture.inventory.verdicts,
+                elsewhere=built.get((placement.module, placement.version), ()),
                 stays=cells.stays(placement, picture.rivals[placement.module, placement.kernel], superseded),
             )
-            picture.cells[placement.module, placement.version, placement.kernel] = cells.judge(placement, context)
+            cell = cells.judge(placement, context)
+            cell = cell.model_copy(update={"chain": chain.chain(placement, context, cell)})
+            picture.cells[placement.module, placement.version, placement.kernel] = cell
         if before == {key: cell.state for key, cell in picture.cells.items()}:
             return
 
@@ -171,6 +178,12 @@ def _judge_all(picture: _Picture) -> None:
 def _decision(picture: _Picture, placement: Placement) -> Decision | None:
     source = picture.sources[placement.module, placement.version]
     return decisions.standing(picture.inventory.decisions, source, placement.kernel)
+
+
+def _barred(picture: _Picture, placement: Placement) -> Decision | None:
+    """The word on a newer version that keeps the older ones away as well, but for what is there already."""
+    key = placement.module, placement.kernel
+    return None if key in picture.chosen else picture.barred.get(key)
 
 
 def _superseded_by(picture: _Picture, placement: Placement) -> str:
@@ -209,6 +222,10 @@ def _work(picture: _Picture, rebuild: Sequence[Target], now: float) -> _Work:
 
 
 def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float, work: _Work) -> None:
+    step = _aside(picture, placement)
+    if step is not None:
+        work.actions.append(act(step[0], placement, step[1]))
+        return
     wanted, reason = _wanted(picture, placement, rebuild, now)
     if not wanted:
         if placement.failure is not None and placement.failure.retry_at > now:
@@ -221,7 +238,18 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
             target = Target(module=placement.module, version=placement.version, kernel=placement.kernel)
             work.postponed.append(target)
         return
-    work.actions += _produce(placement, picture.settings, reason)
+    work.actions += _produce(placement, picture.settings, reason, running=picture.kernels[placement.kernel].running)
+
+
+def _aside(picture: _Picture, placement: Placement) -> tuple[ActionKind, str] | None:
+    """What the kernel's own modules make of one that is installed (plan/aside.py)."""
+    if not placement.in_tree and not placement.record:
+        return None
+    if picture.chosen.get((placement.module, placement.kernel)) != placement.version:
+        return None
+    if placement.kernel not in picture.ours:
+        picture.ours[placement.kernel] = aside.of_ours(picture.inventory.placements, placement.kernel)
+    return aside.step(placement, picture.kernels[placement.kernel], picture.settings, picture.ours[placement.kernel])
 
 
 def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool, str, str]:
@@ -275,7 +303,7 @@ def _unsettled(kernel: Kernel, source: Source, now: float) -> float:
     return SETTLE - age if 0 <= age < SETTLE else 0.0
 
 
-def _produce(placement: Placement, settings: Settings, reason: str) -> list[Action]:
+def _produce(placement: Placement, settings: Settings, reason: str, *, running: bool) -> list[Action]:
     """Build, unless what is in the DKMS tree is of the inputs as they are now; then install.
 
     Where the kernel has a module of that name, only the built one tells which is newer: it is looked at first.
@@ -284,7 +312,8 @@ def _produce(placement: Placement, settings: Settings, reason: str) -> list[Acti
         return [act(ActionKind.INSTALL, placement, reason)]
     build = reason == ASKED or not cells.is_fresh(placement)
     compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
-    stands_back = placement.in_tree and not cells.is_installed(placement) and not compared
+    stays = cells.is_installed(placement) and intree.kept(placement, running)
+    stands_back = placement.in_tree and not stays and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []
     return actions if stands_back else [*actions, act(ActionKind.INSTALL, placement, reason)]
 
