@@ -64,7 +64,7 @@ def _provides(placement: Placement, state: str, package: str) -> list[dict[str, 
 
 def _watch(inventory: Inventory) -> tuple[str, ...]:
     """The directories in which something that matters to us may change, flat."""
-    directories: dict[str, None] = {}
+    directories: dict[str, None] = dict.fromkeys(inventory.boot.watch)
     for kernel in inventory.kernels:
         directories[kernel.tree] = None
         for directory in ("updates/dkms", "extra", "weak-updates"):

@@ -185,7 +185,7 @@ def served(root: Root) -> Root:
         _copy_program(root, program)
     tool(root, "lsinitramfs", "cat /listing")
     tool(root, "update-initramfs", f'echo "$@" > /asked; [ ! -e /broken ] || exit 3; touch /boot/initrd.img-{K}')
-    listing(root, "usr/lib/modules/x/kernel/fs/ext4.ko")
+    listing(root, f"usr/lib/modules/{K}/kernel/fs/ext4.ko")
     return root
 
 
@@ -206,7 +206,9 @@ def tool(root: Root, name: str, script: str) -> None:
 
 
 def listing(root: Root, *names: str) -> None:
+    """What the initramfs holds from now on."""
     (root.prefix / "listing").write_text("\n".join(names) + "\n")
+    (root.prefix / f"boot/initrd.img-{K}").chmod(0o644)  # it is another one, of the same age
 
 
 def due(root: Root) -> bool:
@@ -215,7 +217,7 @@ def due(root: Root) -> bool:
 
 def test_it_is_due_when_it_holds_one_of_ours(served: Root) -> None:
     assert not due(served)
-    listing(served, "usr/lib/modules/x/kernel/drivers/tiny-one.ko.xz")
+    listing(served, f"usr/lib/modules/{K}/kernel/drivers/tiny-one.ko.xz")
     assert due(served)
 
 
@@ -233,7 +235,7 @@ def test_it_is_due_when_it_should_hold_one(served: Root, place: str, text: str) 
 
 
 def test_it_is_not_due_when_it_is_newer(served: Root) -> None:
-    listing(served, "usr/lib/modules/x/updates/dkms/tiny_one.ko")
+    listing(served, f"usr/lib/modules/{K}/updates/dkms/tiny_one.ko")
     os.utime(served.prefix / f"boot/initrd.img-{K}", (time.time() + 5,) * 2)
     assert not due(served)
 
