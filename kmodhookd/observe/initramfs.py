@@ -21,7 +21,7 @@ from kmodhookd.root import Root
 from kmodhookd.run import run, which
 
 LISTING_TIMEOUT = 120.0
-SETTLED = 2.0  # seconds since the last change of an image after which it counts as written
+SETTLED = 0.2  # seconds: a change within one tick of the clock would be missed, were its size the same
 LISTERS = ("lsinitramfs", "lsinitcpio", "lsinitrd")  # of initramfs-tools, mkinitcpio, dracut
 MAX_CONFIGURATION = 1 << 20
 MKINITCPIO = r"^[ \t]*MODULES\+?=[(\"']([^)\"']*)"
@@ -64,7 +64,7 @@ class Contents:
             names = _listed(self.root, image, release, cancel)
             if cancel is not None and cancel.is_set():
                 return None
-            if time.time() - image.stat().st_ctime < SETTLED:  # perhaps it is still being written
+            if _key(image, release) != key or time.time() - image.stat().st_ctime < SETTLED:  # it is being written
                 return None if names is None else frozenset(names)
             self._used[key] = names
         return self.known(image, release)
