@@ -14,7 +14,7 @@ import trees
 from kmodhookd.act import initramfs, journal, scripts
 from kmodhookd.act.depmod import GENERATED, depmod
 from kmodhookd.errors import Fault
-from kmodhookd.model import Headers, HeadersState, InstalledFile, Kernel, Recipe, Record
+from kmodhookd.model import BootFacts, Headers, HeadersState, Initramfs, InstalledFile, Kernel, Recipe, Record
 from kmodhookd.observe import decisions, families, index
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -200,6 +200,14 @@ def test_it_is_due_when_it_holds_one_of_ours(served: Root) -> None:
 def test_it_is_due_when_it_should_hold_one(served: Root, place: str, text: str) -> None:
     trees.make(served.prefix, {place: text})
     assert due(served)
+
+
+def test_it_is_due_when_the_running_kernels_holds_one(served: Root) -> None:
+    """As zfs's own hook puts it there: on no list. The machine came up with it, and would not without."""
+    held = Initramfs(kernel="6.1.0-55-amd64", path="/boot/x", made=0.0, modules=("tiny_one",))
+    boot = BootFacts(initramfs=(held,))
+    assert initramfs.due(served, families.detect(served), KERNEL, held.kernel, boot)
+    assert not initramfs.due(served, families.detect(served), KERNEL, "", boot)
 
 
 def test_it_is_not_due_when_it_is_newer(served: Root) -> None:
