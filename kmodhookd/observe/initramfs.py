@@ -20,7 +20,7 @@ from kmodhookd.observe.names import module_name
 from kmodhookd.root import Root
 from kmodhookd.run import run, which
 
-LISTING_TIMEOUT = 120.0
+LISTING_TIMEOUT = 60.0
 SETTLED = 0.2  # seconds: a change within one tick of the clock would be missed, were its size the same
 LISTERS = ("lsinitramfs", "lsinitcpio", "lsinitrd")  # of initramfs-tools, mkinitcpio, dracut
 MAX_CONFIGURATION = 1 << 20
