@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Will a kernel boot with its modules: the verdict from what is known of each module's cell and of who needs it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kmodhookd.model import (
@@ -207,27 +207,32 @@ def _duration(placements: Iterable[Placement], where: str) -> str:
 
 
 def _in_place(at: _Look, kernel: Kernel, cell: Cell) -> list[_Reason]:
-    """What speaks against a module that lies in the kernel's tree.
-
-    The one place for it: whatever says that this file will not do (that it would be refused on loading, say) is a reason here.
-    """
+    """What speaks against a module that lies in the kernel's tree."""
     placement = at.placements.get(cell.cell)
     if placement is None or cell.state is State.IN_TREE:
         return []
+    rank = at.why(cell).rank
+    found = _findings(at, kernel, placement)
+    return [_Reason(cell.module, text, remedy, at.decides(cell), rank) for text, remedy in found]
+
+
+def _findings(at: _Look, kernel: Kernel, placement: Placement) -> Iterator[tuple[str, str]]:
+    """Sentences and remedies. The one place for them: that the file would be refused on loading belongs here as well."""
     image = at.images.get(kernel.release)
-    found = _of_initramfs(at, image, placement) if image is not None else ""
-    if image is None or not found:
-        return []
-    remedy = image.command or "make it again with the tool that makes it here"
-    return [_Reason(cell.module, found, remedy, at.decides(cell), min(at.why(cell).rank, 2))]
+    wrong = _of_initramfs(at, image, placement) if image is not None else ""
+    if image is not None and wrong:
+        yield wrong, image.command or "make it again with the tool that makes it here"
 
 
 def _of_initramfs(at: _Look, image: Initramfs, placement: Placement) -> str:
-    """What is wrong with the initramfs, as a sentence: it lacks what it should hold, or holds what is no longer so."""
+    """What is wrong with the initramfs, as a sentence: it lacks what it should hold, or holds what is no longer so.
+
+    One that was not looked into, or cannot be, is judged by its age.
+    """
     listed = {need.name: need.place for need in at.inventory.boot.needs if need.kind is NeedKind.INITRAMFS}
+    asked = sorted(placement.names & listed.keys())
     record = placement.record
     stale = record is not None and image.made + MOMENT < record.installed
-    asked = sorted(placement.names & listed.keys())
     if image.modules is None:
         late = f"{image.path} was made before {', '.join(asked)} came"
         return f"{late}, and {listed[asked[0]]} puts it into the initramfs" if asked and stale else ""

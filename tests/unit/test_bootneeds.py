@@ -231,7 +231,7 @@ def test_what_changed_meanwhile_is_not_remembered(served: Root) -> None:
     initramfstools.tool(served, "lsinitramfs", f"echo more >> /boot/initrd.img-{K2}; cat /listing-{K2}")
     settle(image)
     contents = Contents(served)
-    assert contents.modules(image, K2) == {"ext4"}
+    assert contents.modules(image, K2) == frozenset({"ext4"})
     assert contents.known(image, K2) is None
 
 
