@@ -17,7 +17,6 @@ def text(directory: str, name: str) -> str:
         return ""
     raw = read_regular(Path(directory, f"{name}-{LOADER}"), ATTRIBUTES + MAX_VALUE)[ATTRIBUTES:]
     try:
-        value = raw.decode("utf-16-le").partition("\0")[0]
+        return raw.decode("utf-16-le").partition("\0")[0]
     except UnicodeDecodeError:
         return ""
-    return value if value.isprintable() else ""

@@ -12,7 +12,6 @@ from kmodhookd.root import Root
 PLACES = (("/boot/grub/grub.cfg", "/boot/grub/grubenv"), ("/boot/grub2/grub.cfg", "/boot/grub2/grubenv"))
 DEFAULTS = "/etc/default/grub"
 MAX_ENVIRONMENT = 64 << 10  # grub-editenv makes 1024 bytes
-MAX_DEPTH = 16  # of submenus
 QUOTED = re.compile(r"'([^'\n]*)'|\"([^\"\n]*)\"")
 IDENTIFIER = re.compile(r"""(?:--id[= ]|\$menuentry_id_option )[ ]?(?:'([^'\n]*)'|"([^"\n]*)"|([^\s'"]+))""")
 SET_DEFAULT = re.compile(r"""\s*set default=["']?([^"'\n]*?)["']?\s*""")
@@ -122,14 +121,10 @@ def _menu(content: str) -> list[_Item]:
 def _pick(items: Sequence[_Item], wanted: str) -> _Item | None:
     """`0`, `1>2`, an id or a title, one for each level; of a menu that is named alone its first entry."""
     steps = [step.replace(">>", ">") for step in re.split(r"(?<!>)>(?!>)", wanted)]
-    chosen: _Item | None = None
-    for level in range(MAX_DEPTH):
-        step = steps[level] if level < len(steps) else "0"
-        chosen = _step(items, step)
-        if chosen is None or not chosen.is_menu:
-            return chosen
-        items = chosen.items
-    return None
+    chosen = _step(items, steps.pop(0))
+    while chosen is not None and chosen.is_menu:
+        chosen = _step(chosen.items, steps.pop(0) if steps else "0")
+    return chosen
 
 
 def _step(items: Sequence[_Item], step: str) -> _Item | None:

@@ -40,8 +40,7 @@ def read(root: Root, inside: str) -> Image:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as file:
-            status = os.fstat(fd)
-            found = _sections(file, status.st_size) if stat.S_ISREG(status.st_mode) else {}
+            found = _sections(file) if stat.S_ISREG(os.fstat(fd).st_mode) else {}
     except (OSError, ValueError, struct.error):
         return Image()
     release = _word(found.get(".uname", b""))
@@ -62,35 +61,33 @@ def named(name: str, releases: Mapping[str, str]) -> str:
     return max(fitting, key=len, default="")
 
 
-def _sections(file: IO[bytes], size: int) -> dict[str, bytes]:
+def _sections(file: IO[bytes]) -> dict[str, bytes]:
     """The sections that matter. Of several of one name (one for each profile) the first."""
     start = file.read(PE_OFFSET + 4)
     if start[:2] != b"MZ":
         return {}
     (header,) = struct.unpack_from("<I", start, PE_OFFSET)
-    coff = _at(file, size, header, COFF_SIZE)
+    coff = _at(file, header, COFF_SIZE)
     if coff[:4] != b"PE\0\0":
         return {}
     (count,) = struct.unpack_from("<H", coff, 6)
     (optional,) = struct.unpack_from("<H", coff, 20)
-    table = _at(file, size, header + COFF_SIZE + optional, SECTION.size * min(count, MAX_SECTIONS))
+    table = _at(file, header + COFF_SIZE + optional, SECTION.size * min(count, MAX_SECTIONS))
     found: dict[str, bytes] = {}
     for raw, virtual, _address, length, offset in SECTION.iter_unpack(table):
         name = raw.rstrip(b"\0").decode("ascii", "replace")
         length = min(length, virtual)  # what is in the file is padded
         if name in LIMITS and name not in found and 0 < length <= LIMITS[name]:
-            found[name] = _at(file, size, offset, length)
+            found[name] = _at(file, offset, length)
     return found
 
 
-def _at(file: IO[bytes], size: int, offset: int, length: int) -> bytes:
+def _at(file: IO[bytes], offset: int, length: int) -> bytes:
     """Bytes of the file that must all be there."""
-    if offset + length > size:
-        raise ValueError("beyond the end of the file")
     file.seek(offset)
     content = file.read(length)
     if len(content) != length:
-        raise ValueError("the file became shorter")
+        raise ValueError("beyond the end of the file")
     return content
 
 

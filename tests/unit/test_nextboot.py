@@ -342,6 +342,7 @@ HOSTILE_IMAGES = {
     "terminal": pe({".uname": b"\x1b[2J" + K1.encode()}),
     "binary": pe({".uname": bytes(range(128, 256)), ".osrel": bytes(range(256)) * 3}),
     "cut short": image(K1)[:-1500],
+    "cut within the name": pe({".uname": K1.encode()})[:-10],
 }
 
 
