@@ -377,11 +377,11 @@ class Work:
         for release in owed:
             with self._apart(release), work_lock(self.root, f"initramfs@{release}"):
                 if release in kernels and self.settings.policy.initramfs and release in debts.owed(self.root):
-                    self._remake(kernels[release])
+                    self._remake(kernels[release], inventory)
                 debts.settle(self.root, release)
 
-    def _remake(self, kernel: Kernel) -> None:
-        if initramfs.due(self.root, self.family, kernel):
+    def _remake(self, kernel: Kernel, inventory: Inventory) -> None:
+        if initramfs.due(self.root, self.family, kernel, inventory.running, inventory.boot):
             initramfs.remake(self.root, self.family, kernel)
 
 

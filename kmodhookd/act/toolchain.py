@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The compiler that a kernel's headers want, looked for in the served root (dkms 3.4, `do_build`)."""
 
-import os
 import re
 from dataclasses import dataclass, field
 
-from kmodhookd import run
 from kmodhookd.errors import Fault
 from kmodhookd.root import Root
+from kmodhookd.run import which as which
 
 MAX_CONFIG = 4 << 20  # bytes; a distribution's configuration has about 300 kB
 
@@ -34,16 +33,6 @@ def toolchain(root: Root, kernel_source: str) -> Toolchain:
         environment |= {"LD": "ld.lld", "KERNEL_LD": "ld.lld"}
     strip = "llvm-strip" if clang and which(root, "llvm-strip") else "strip"
     return Toolchain(environment, clang, strip)
-
-
-def which(root: Root, program: str) -> str:
-    """Where a program is inside the root; "" when it is not."""
-    for directory in run.PATH.split(":"):
-        path = f"{directory}/{program}"
-        found = root.resolve(path)
-        if found.is_file() and os.access(found, os.X_OK):
-            return path
-    return ""
 
 
 def _compiler(root: Root, kernel_source: str, config: str, clang: bool) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Will what is in the kernels' trees load: what is seen there, put before the rules of `plan.verdict`."""
 
-from kmodhookd.errors import Fault
+from kmodhookd.act.failures import as_fault
 from kmodhookd.model import Inventory, Kernel, Verdict
 from kmodhookd.observe import enforcement, kernelfacts, modtree
 from kmodhookd.plan.verdict import judge_all
@@ -37,14 +37,15 @@ class Verdicts:
         return inventory.model_copy(update={"verdicts": found})
 
     def _of(self, kernel: Kernel) -> dict[str, Verdict]:
-        """By path. None when the tree cannot be looked at: whatever that is, it is said elsewhere."""
+        """By path. None when the tree cannot be looked at: a verdict is advice, and nothing else waits for it."""
         try:
             survey = modtree.survey(self.root, kernel.tree)
             facts = kernelfacts.kernel_facts(self.root, self.settings, kernel, survey=survey, machine=self._machine)
             modules = kernelfacts.foreign(self.root, kernel, survey)
-        except (Fault, OSError):
+            return dict(zip((one.path for one in modules), judge_all(modules, facts), strict=True))
+        except Exception as error:
+            as_fault(f"the verdict on the modules of {kernel.release}", error)  # a defect of ours goes to the journal
             return {}
-        return dict(zip((one.path for one in modules), judge_all(modules, facts), strict=True))
 
 
 def _key(inventory: Inventory, kernel: Kernel) -> _Key:

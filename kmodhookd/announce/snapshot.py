@@ -38,7 +38,7 @@ def snapshot(inventory: Inventory, plan: Plan, problems: Sequence[str] = ()) -> 
 
 def _watch(inventory: Inventory) -> tuple[str, ...]:
     """The directories in which something that matters to us may change, flat."""
-    directories: dict[str, None] = {}
+    directories: dict[str, None] = dict.fromkeys(inventory.boot.watch)
     for kernel in inventory.kernels:
         directories[kernel.tree] = None
         for directory in ("updates/dkms", "extra", "weak-updates"):

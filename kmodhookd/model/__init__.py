@@ -6,6 +6,7 @@ gets in here: such names are reported as problems where they are found.
 """
 
 from kmodhookd.model.base import NAME_PATTERN, SAFE_LENGTH, Noun, Remembered
+from kmodhookd.model.boot import BootFacts, Initramfs, Need, NeedKind
 from kmodhookd.model.disk import (
     Artifact,
     BuiltModule,
@@ -34,6 +35,7 @@ __all__ = [
     "Action",
     "ActionKind",
     "Artifact",
+    "BootFacts",
     "BootVerdict",
     "BuiltModule",
     "Cell",
@@ -46,12 +48,15 @@ __all__ = [
     "FailureClass",
     "Headers",
     "HeadersState",
+    "Initramfs",
     "InstalledFile",
     "Inventory",
     "Kernel",
     "KernelFacts",
     "MissingHeaders",
     "ModuleFacts",
+    "Need",
+    "NeedKind",
     "Noun",
     "Placement",
     "Plan",

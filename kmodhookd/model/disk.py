@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from kmodhookd.model.base import Noun, OfCell
+from kmodhookd.model.boot import BootFacts
 from kmodhookd.model.verdict import Verdict
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
@@ -246,6 +247,14 @@ class Placement(OfCell):
     key: str = ""  # SHA-256 of the certificate that signs for this kernel now; "" = nothing is signed
     signing: str = ""  # of all that signing depends on: a change is a reason to try again what could not be signed
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The kernel modules that it is, as the kernel calls them: dashes are underscores (modprobe(8))."""
+        made = {artifact.module for artifact in (*self.stored, *self.installed)}
+        if self.recipe is not None:
+            made |= {module.dest_name for module in self.recipe.modules if not module.excluded}
+        return frozenset(name.replace("-", "_") for name in made)
+
 
 class Inventory(Noun):
     """The disk, as it was looked at."""
@@ -263,4 +272,5 @@ class Inventory(Noun):
     orphans: tuple[tuple[str, str, str, str], ...] = ()  # module, version, release, arch built for what is no kernel
     departed: tuple[tuple[str, str], ...] = ()  # module, version that went with their package
     verdicts: Mapping[str, Verdict] = {}  # on modules in kernels' trees that are not the kernels' own, by path
+    boot: BootFacts = BootFacts()
     unlisted: tuple[str, ...] = ()  # kernels whose module index others made and that lacks modules of ours

@@ -23,6 +23,7 @@ from kmodhookd.model import (
     Source,
 )
 from kmodhookd.observe import (
+    bootneeds,
     decisions,
     dependencies,
     dkmsconf,
@@ -111,6 +112,7 @@ def look(root: Root, settings: Settings) -> Inventory:
         placements=tuple(placements),
         decisions=decisions.decisions(root),
         family=family.name,
+        boot=bootneeds.facts(root, settings, kernels, placements),
         boot_default=next((kernel.release for kernel in kernels if kernel.boot_default), ""),
         running=next((kernel.release for kernel in kernels if kernel.running), ""),
         problems=tuple(dict.fromkeys(at.problems)),

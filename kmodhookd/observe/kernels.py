@@ -14,7 +14,7 @@ from typing import Literal
 
 from kmodhookd.errors import Fault, InvalidArgument
 from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Kernel
-from kmodhookd.observe import belonging, boot, elf, headers, modtree
+from kmodhookd.observe import belonging, boot, efivars, elf, headers, modtree, nextboot
 from kmodhookd.observe.families import Family
 from kmodhookd.observe.owners import Owners
 from kmodhookd.root import Root
@@ -58,8 +58,8 @@ def kernels(
         surveys.update({tree.release: tree.survey for tree in trees})
     packages = _packages(trees, owners)
     memory = headers.Memory(root)
-    default = boot.boot_default(root, {tree.release: tree.pkgbase for tree in trees if tree.is_kernel})
     running = running_release(root)
+    default = _default(root, trees, running)
     result = []
     for tree in trees:
         asked = settings.invocation.kernel_source_dir
@@ -77,7 +77,13 @@ def kernels(
 
 def boot_default(root: Root, settings: Settings) -> str:
     """The release that the next boot takes; "" when there is no kernel."""
-    return boot.boot_default(root, {t.release: t.pkgbase for t in _trees(root, settings, []) if t.is_kernel})
+    return _default(root, _trees(root, settings, []), running_release(root))
+
+
+def _default(root: Root, trees: Sequence[_Tree], running: str) -> str:
+    """EFI variables are asked only where the root is that of the machine, which then knows its running kernel."""
+    releases = {tree.release: tree.pkgbase for tree in trees if tree.is_kernel}
+    return nextboot.boot_default(root, releases, variables=efivars.DIRECTORY if running else "")
 
 
 def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: headers.Memory, asked: str) -> Kernel:

@@ -75,12 +75,11 @@ def make(
     # In the middle of its package's upgrade nothing is done about a version (design.md, rule 4).
     actions = [one for one in actions if f"{one.module}/{one.version}" not in inventory.parked]
     allowed = [action for action in actions if _passes_gate(action, held, lifted)]
-    verdicts = tuple(boot.verdict(kernel, picture.cells.values(), settings) for kernel in inventory.kernels)
     return Plan(
         cells=tuple(picture.cells[key] for key in sorted(picture.cells)),
         actions=tuple(allowed),
         missing_headers=warnings.missing_headers(picture.cells.values(), picture.kernels),
-        boot=verdicts,
+        boot=boot.verdicts(inventory, picture.cells.values(), settings),
         look_again=min([*work.look_again, *_arriving(picture, now)], default=0.0),
         held_back=len(allowed) < len(actions),
         postponed=tuple(work.postponed),
