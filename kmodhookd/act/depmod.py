@@ -17,7 +17,7 @@ from kmodhookd import store
 from kmodhookd.act import journal
 from kmodhookd.act.toolchain import which
 from kmodhookd.errors import Fault
-from kmodhookd.observe import index
+from kmodhookd.observe import boot, index
 from kmodhookd.root import Root
 from kmodhookd.run import run
 
@@ -28,6 +28,13 @@ GENERATED = re.compile(
     r"modules\.(alias|alias\.bin|builtin\.alias\.bin|builtin\.bin|dep|dep\.bin|devname|softdep|symbols|symbols\.bin|weakdep)"
 )
 TEMPORARY = re.compile(rf"{GENERATED.pattern}\.\d+\.\d+\.\d+|{re.escape(NEW)}.*")  # depmod's, and ours
+
+SAID = re.compile(r"^depmod: (?:ERROR|FATAL): .*$", re.MULTILINE)
+# With status 0 most of its errors are about one file or one line of its configuration: a broken module, a dangling link.
+# The index is made without that, and that is right. These are about the index itself.
+UNSOUND = re.compile(
+    r"^depmod: (?:FATAL: .*|ERROR: .*(?:[Cc]ould not (?:create|rename)|truncated|No space left|quota).*)$", re.MULTILINE
+)
 
 
 def depmod(root: Root, release: str) -> None:
@@ -83,13 +90,13 @@ def _run(root: Root, work: Path, tree: Path) -> str:
     """Run it, inside the root where that has one; what it complained of."""
     release, outside = tree.name, _runs_outside(root)
     maps = (f"/boot/System.map-{release}", f"{root.inside(tree)}/System.map")
-    symbols = next((path for path in maps if root.resolve(path).is_file()), "")
+    found = {path: boot.reachable(root, path) for path in maps}  # /boot may be asleep
+    symbols = next((path for path, there in found.items() if there is not None and there.is_file()), "")
     base = str(work) if outside else root.inside(work)
     options = ["-F", str(root.resolve(symbols)) if outside else symbols] if symbols else []
     argv = ["depmod", "-b", base, "-a", *options, release]
     result = run(argv, timeout=TIMEOUT) if outside else run(argv, root=root, timeout=TIMEOUT)
-    # Somebody's broken module is an ERROR too, with status 0: the index is made without it, and that is right.
-    said = re.search(r"^depmod: (?:ERROR: (?!failed to load symbols)|FATAL: ).*$", result.output, re.MULTILINE)
+    said = UNSOUND.search(result.output) or (None if result.ok else SAID.search(result.output))
     if result.ok and not said:
         return ""
     return said[0].removeprefix("depmod: ") if said else result.output.strip() or result.sentence()

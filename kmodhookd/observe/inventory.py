@@ -263,6 +263,8 @@ def _classify(
         for found in at.trees[kernel.release].get(name, ()):
             if found.path in placed:
                 groups["installed"].append(at.inspector.artifact(found.path))
+            elif found.link in placed or found.link.startswith(f"{at.settings.dkms_tree}/"):
+                continue  # somebody's own way to one of ours: no rival of it
             elif found.link and _is_weak(at, kernel, found):
                 weak = at.inspector.artifact(found.path, hashed=False)
                 groups["weak"].append(weak.model_copy(update={"link": found.link}))

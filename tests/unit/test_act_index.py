@@ -11,6 +11,7 @@ import modules
 import pytest
 import trees
 
+from kmodhookd import run
 from kmodhookd.act import initramfs, journal, scripts
 from kmodhookd.act.depmod import GENERATED, depmod
 from kmodhookd.errors import Fault
@@ -64,6 +65,34 @@ def test_somebody_s_broken_module_does_not_keep_ours_out(root: Root) -> None:
     (tree(root) / "kernel/bad.ko").write_bytes(b"x" * 100)
     depmod(root, K)
     assert "updates/dkms/tiny_one.ko" in (tree(root) / "modules.dep").read_text()
+
+
+def test_what_depmod_complains_of_and_goes_on_does_not_keep_the_index_from_being_made(root: Root) -> None:
+    """A leftover link, a line that it does not know: plain depmod makes a good index all the same."""
+    (tree(root) / "kernel/gone.ko").symlink_to("/nowhere/gone.ko")
+    os.mkfifo(tree(root) / "kernel/odd.ko")
+    (tree(root) / "modules.dep").write_text("")
+    depmod(root, K)
+    assert "updates/dkms/tiny_one.ko" in (tree(root) / "modules.dep").read_text()
+
+
+@pytest.mark.parametrize(
+    "line", ["ERROR: Could not create index 'modules.dep.bin'. Output is truncated: x", "FATAL: y"]
+)
+def test_what_it_says_of_the_index_itself_keeps_the_old_one(
+    root: Root, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    depmod(root, K)
+    before = (tree(root) / "modules.dep").stat().st_ino
+    program = root.prefix / "bin-of-the-test/depmod"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n/sbin/depmod "$@"\necho "depmod: {line}" >&2\n')
+    program.chmod(0o755)
+    path = {"PATH": f"{program.parent}:{run.PATH}"}
+    monkeypatch.setattr(run, "BASE_ENVIRONMENT", {**run.BASE_ENVIRONMENT, **path})
+    with pytest.raises(Fault, match="index"):
+        depmod(root, K)
+    assert (tree(root) / "modules.dep").stat().st_ino == before
 
 
 def test_headers_alone_get_no_index(root: Root) -> None:
