@@ -122,6 +122,7 @@ def _other_symbols(own: Sequence[ModuleFacts], path: Path) -> str:
     except Fault:
         return ""
     wrong: dict[str, tuple[str, int]] = {}
+    differ: set[str] = set()
     compared = set()
     for info in own:
         for symbol, crc in info.imports.items():
@@ -130,7 +131,10 @@ def _other_symbols(own: Sequence[ModuleFacts], path: Path) -> str:
                 compared.add(symbol)
                 if offered.get(symbol) != crc & 0xFFFFFFFF:
                     wrong.setdefault(symbol, (info.name, crc & 0xFFFFFFFF))
-    if not wrong or not offered:
+                    differ.add(info.name)
+    if not (wrong and offered) or len(differ) < min(
+        2, len(own)
+    ):  # one alone may have been made again and put there by hand
         return ""
     symbol = "module_layout" if "module_layout" in wrong else min(wrong)
     module, crc = wrong[symbol]

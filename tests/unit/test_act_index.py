@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """depmod, initramfs and the root scripts: what is run, when, and what comes of it."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator

@@ -2,6 +2,7 @@
 """The verdict in a pass: what lies in a kernel's tree is judged, and told with the facts of its cell."""
 
 import sys
+import threading
 from pathlib import Path
 
 import modules
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import NOW, installed, inventory, kernel, placement, source
 
-from kmodhookd.act.verdicts import Verdicts
+from kmodhookd.act import verdicts
 from kmodhookd.model import Cell, Export, KernelFacts, Reason, Refusal, Verdict
 from kmodhookd.observe import kernelfacts
 from kmodhookd.plan import planner
@@ -58,7 +59,9 @@ def test_one_module_that_does_not_load_is_enough() -> None:
         assert planner.make(seen, Settings(), now=NOW).cells[0].loads is loads
 
 
-def test_what_lies_in_a_tree_is_judged_and_not_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lies_in_a_tree_is_judged_and_remembered_for_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = modules.build(tmp_path / "own.ko", release=K.release).read_bytes()
     ours = modules.build(tmp_path / "v4l.ko", release=K.release, name="v4l", info={"license": "BSD"}).read_bytes()
     tree = f"/usr/lib/modules/{K.release}"
@@ -76,13 +79,16 @@ def test_what_lies_in_a_tree_is_judged_and_not_twice(tmp_path: Path, monkeypatch
     monkeypatch.setattr(kernelfacts, "kernel_facts", counted)
     bare = placement(source("none"), OLD)
     world = inventory([installed(placement(V4L, K)), bare], [K, OLD], [V4L])
-    at = Verdicts(root, Settings())
-    made = at.added(world)
+    assert not verdicts.known(root, world).verdicts
+    made = verdicts.told(root, Settings(), world, threading.Event())
     assert made.verdicts[PATH].module == "v4l" and made.verdicts[PATH].loads, made.verdicts
-    assert at.added(world).verdicts == made.verdicts and len(looked) == 1, "nor is a kernel without modules of ours"
+    assert len(looked) == 1, "nor is a kernel without modules of ours"
+    assert verdicts.known(root, world).verdicts == made.verdicts and len(looked) == 1
     bad = modules.build(tmp_path / "v4l.ko", release=K.release, name="v4l", info={"vermagic": f"{K.release} SMP"})
     root.resolve(PATH).write_bytes(bad.read_bytes())
     changed = [one.model_copy(update={"sha256": "other"}) for one in world.placements[0].installed]
     now = world.placements[0].model_copy(update={"installed": tuple(changed)})
-    again = at.added(world.model_copy(update={"placements": (now, bare)}))
+    world = world.model_copy(update={"placements": (now, bare)})
+    assert not verdicts.known(root, world).verdicts, "it was told of another file"
+    again = verdicts.told(root, Settings(), world, threading.Event())
     assert again.verdicts[PATH].refused(Refusal.VERMAGIC) and len(looked) == 2
