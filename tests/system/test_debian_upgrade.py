@@ -106,6 +106,16 @@ class TestNextBoot:
 
     LISTED = "/etc/initramfs-tools/modules"
 
+    @pytest.fixture(scope="class", autouse=True)
+    def _taken_away(self, debian: Machine) -> Iterator[None]:
+        """The classes after this one count what is there."""
+        yield
+        debian.path(self.LISTED).write_text("")
+        for module in ("early", "late"):
+            debian.run(["kmodhookctl", "remove", module], check=False)
+            debian.run(["rm", "-rf", f"/usr/src/{module}-1.0"])
+        wanted.settle(debian)
+
     def check(self, debian: Machine, release: str, *bus: str) -> tuple[int, str]:
         done = debian.run(["kmodhookctl", *bus, "check", "-k", release], check=False)
         return done.returncode, done.stdout
