@@ -4,6 +4,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 from bed import wanted
