@@ -74,6 +74,8 @@ class Jobs:
             job = self.new(action)
             self._of.pop((action.module, action.version, action.kernel))
             job.start()
+        if job.origin and result == "done":
+            result, detail = "reused", "; ".join(filter(None, (f"built for {job.origin}", detail)))
         if job.result in ("", "built"):
             job.finish(result, detail)
 
@@ -120,6 +122,7 @@ class Job:
         self.number = number
         self.action = action
         self.result = ""
+        self.origin = ""  # the kernel that what is taken over was built for
         self.cancel: threading.Event = jobs.controls.cancellation(number)
         self._started = time.time()
         self._told = 0.0

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The compiler that a kernel's headers want, looked for in the served root (dkms 3.4, `do_build`)."""
 
-import os
 import re
 from dataclasses import dataclass, field
 
-from kmodhookd import run
 from kmodhookd.errors import Fault
+from kmodhookd.observe.compilers import choose
+from kmodhookd.observe.compilers import which as which
+from kmodhookd.observe.inputs import INSISTED
 from kmodhookd.root import Root
 
 MAX_CONFIG = 4 << 20  # bytes; a distribution's configuration has about 300 kB
@@ -36,30 +37,10 @@ def toolchain(root: Root, kernel_source: str) -> Toolchain:
     return Toolchain(environment, clang, strip)
 
 
-def which(root: Root, program: str) -> str:
-    """Where a program is inside the root; "" when it is not."""
-    for directory in run.PATH.split(":"):
-        path = f"{directory}/{program}"
-        found = root.resolve(path)
-        if found.is_file() and os.access(found, os.X_OK):
-            return path
-    return ""
-
-
 def _compiler(root: Root, kernel_source: str, config: str, clang: bool) -> str:
-    """The compiler by name. Debian's headers insist on theirs (`.kernelvariables`), others only say what made them."""
-    insisted = re.search(
-        r"^\s*(?:override\s+)?CC\s*[:?]?=.*?((?:gcc|clang)[\w.-]*)\s*$",
-        _text(root, f"{kernel_source}/.kernelvariables"),
-        re.MULTILINE,
-    )
+    insisted = INSISTED.search(_text(root, f"{kernel_source}/.kernelvariables"))
     used = re.search(r'^CONFIG_CC_VERSION_TEXT="?([^"\s]+)', config, re.MULTILINE)
-    if used and which(root, used[1]):
-        return used[1]
-    if insisted:
-        return insisted[1]
-    plain = ("clang",) if clang else ("gcc", "cc")
-    return next((name for name in plain if which(root, name)), used[1] if used else plain[0])
+    return choose(root, used[1] if used else "", insisted[1] if insisted else "", clang=clang)
 
 
 def _text(root: Root, path: str) -> str:

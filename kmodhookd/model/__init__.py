@@ -24,10 +24,12 @@ from kmodhookd.model.disk import (
     Record,
     Source,
 )
+from kmodhookd.model.inputs import PARTS, HeaderInputs, Inputs, Provenance
 from kmodhookd.model.plan import Action, ActionKind, BootVerdict, Cell, Fact, MissingHeaders, Plan, State, Target
 
 __all__ = [
     "NAME_PATTERN",
+    "PARTS",
     "SAFE_LENGTH",
     "Action",
     "ActionKind",
@@ -41,8 +43,10 @@ __all__ = [
     "Fact",
     "Failure",
     "FailureClass",
+    "HeaderInputs",
     "Headers",
     "HeadersState",
+    "Inputs",
     "InstalledFile",
     "Inventory",
     "Kernel",
@@ -50,6 +54,7 @@ __all__ = [
     "Noun",
     "Placement",
     "Plan",
+    "Provenance",
     "Recipe",
     "Record",
     "Remembered",

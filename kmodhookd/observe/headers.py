@@ -17,8 +17,8 @@ from pathlib import Path
 
 from kmodhookd import store
 from kmodhookd.errors import InvalidArgument
-from kmodhookd.model import Headers, HeadersState, Remembered
-from kmodhookd.observe import boot
+from kmodhookd.model import HeaderInputs, Headers, HeadersState, Remembered
+from kmodhookd.observe import boot, inputs
 from kmodhookd.observe.families import Family
 from kmodhookd.root import Root
 
@@ -73,6 +73,7 @@ class _Walked(Remembered):
 
 class _Stored(Remembered):
     fingerprints: dict[str, str] = {}
+    inputs: dict[str, HeaderInputs] = {}
     walks: dict[str, _Walked] = {}
 
 
@@ -89,6 +90,11 @@ class Memory:
     def fingerprint(self, signature: str, compute: Callable[[], str]) -> str:
         known = self._used.fingerprints.get(signature) or self._known.fingerprints.get(signature) or compute()
         self._used.fingerprints[signature] = known
+        return known
+
+    def inputs(self, signature: str, compute: Callable[[], HeaderInputs]) -> HeaderInputs:
+        known = self._used.inputs.get(signature) or self._known.inputs.get(signature) or compute()
+        self._used.inputs[signature] = known
         return known
 
     def youngest(self, directory: str, signature: str, compute: Callable[[], float]) -> float:
@@ -167,6 +173,7 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
         # Perhaps it is still being copied.
         return found.model_copy(update={"youngest": _youngest(tree, memory), "watch": tree.spots()})
     release = _release(tree)
+    signature = tree.signature((*INPUTS, inputs.VERSION))
     detail = _mismatch(subject, release, config)
     state = HeadersState.MISMATCHED if detail else HeadersState.PRESENT
     if not subject.is_kernel:
@@ -180,6 +187,7 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
         detail=detail,
         release=release,
         fingerprint=memory.fingerprint(tree.signature(INPUTS), lambda: _fingerprint(tree)),
+        inputs=memory.inputs(signature, lambda: inputs.of_headers(tree.read, release or subject.release)),
         youngest=_youngest(tree, memory),
         watch=tree.spots(),
     )

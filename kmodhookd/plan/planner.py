@@ -23,7 +23,7 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import boot, cells, decisions, dependencies, intree, warnings
+from kmodhookd.plan import boot, cells, decisions, dependencies, intree, reuse, warnings
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -35,6 +35,8 @@ Key = tuple[str, str, str]  # module, version, kernel
 WANTED = frozenset({State.ADDED, State.BUILT, State.DAMAGED, State.STALE})
 ASKED = "asked for"
 RESTORE = "put back from the DKMS tree"
+RENEWAL = "taken over from another kernel's build, to be built for real"
+MAKING = (ActionKind.BUILD, ActionKind.REUSE)  # what brings something into the DKMS tree and nothing into a kernel's
 
 
 @dataclass
@@ -66,7 +68,7 @@ def make(
     picture.kernels = {kernel.release: kernel for kernel in inventory.kernels}
     _choose(picture)
     _judge_all(picture)
-    work = _work(picture, rebuild, now)
+    work = _work(picture, rebuild, now, held=held)
     actions = [*_registrations(picture), *work.actions, *work.removals, *_removals(picture)]
     lacking = "its index lacks modules of ours"
     actions += [Action(kind=ActionKind.INDEX, kernel=one, reason=lacking) for one in inventory.unlisted]
@@ -93,7 +95,7 @@ def _arriving(picture: _Picture, now: float) -> list[float]:
 
 
 def _passes_gate(action: Action, held: bool, lifted: Sequence[str]) -> bool:
-    return not held or action.kind in (ActionKind.BUILD, ActionKind.ADD) or action.kernel in lifted
+    return not held or action.kind in (*MAKING, ActionKind.ADD) or action.kernel in lifted
 
 
 # --- which version --------------------------------------------------------------------------------------------------
@@ -184,15 +186,16 @@ def _superseded_by(picture: _Picture, placement: Placement) -> str:
 class _Work:
     """What to do on kernels, and what to come back to."""
 
+    reuse: reuse.Reuse
     actions: list[Action] = field(default_factory=list)
     removals: list[Action] = field(default_factory=list)
     look_again: list[float] = field(default_factory=list)  # seconds
     postponed: list[Target] = field(default_factory=list)
 
 
-def _work(picture: _Picture, rebuild: Sequence[Target], now: float) -> _Work:
+def _work(picture: _Picture, rebuild: Sequence[Target], now: float, *, held: bool) -> _Work:
     """Placement by placement, in the order in which they may start."""
-    work = _Work()
+    work = _Work(reuse.Reuse(picture.inventory, picture.settings, held=held))
     for placement in sorted(picture.inventory.placements, key=lambda one: _priority(picture, one)):
         kernel = picture.kernels[placement.kernel]
         source = picture.sources[placement.module, placement.version]
@@ -204,11 +207,13 @@ def _work(picture: _Picture, rebuild: Sequence[Target], now: float) -> _Work:
             work.removals += _retire_source(picture, placement)
         else:
             _build_work(picture, placement, rebuild, now, work)
+            if placement.misfit and not kernel.running and not any(placement.cell == one.cell for one in work.actions):
+                work.removals += _retire(placement, placement.misfit)
     return work
 
 
 def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float, work: _Work) -> None:
-    wanted, reason = _wanted(picture, placement, rebuild, now)
+    wanted, reason = _wanted(picture, placement, rebuild, now, work.reuse)
     if not wanted:
         if placement.failure is not None and placement.failure.retry_at > now:
             work.look_again.append(placement.failure.retry_at - now)
@@ -220,7 +225,12 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
             target = Target(module=placement.module, version=placement.version, kernel=placement.kernel)
             work.postponed.append(target)
         return
-    work.actions += _produce(placement, picture.settings, reason)
+    donor = None
+    if reason not in (ASKED, RESTORE, RENEWAL) and not cells.is_compiled(placement):
+        donor, later = work.reuse.choose(placement)
+        if later:
+            return  # the next round takes it over
+    work.actions += _produce(placement, picture.settings, reason, donor)
 
 
 def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool, str, str]:
@@ -230,7 +240,9 @@ def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool
     return (not kernel.boot_default, not kernel.running, not required, placement.kernel, placement.module)
 
 
-def _wanted(picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float) -> tuple[bool, str]:
+def _wanted(
+    picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float, reusing: reuse.Reuse
+) -> tuple[bool, str]:
     """Whether this version should be made and installed on this kernel, and why."""
     if picture.chosen.get((placement.module, placement.kernel)) != placement.version:
         return False, ""
@@ -247,6 +259,8 @@ def _wanted(picture: _Picture, placement: Placement, rebuild: Sequence[Target], 
     if failure is not None and cells.failure_stands(placement):
         due = 0 < failure.retry_at <= now
         return due, f"attempt {failure.attempts + 1}" if due else ""
+    if state is State.REUSED and reusing.is_due(placement):
+        return True, RENEWAL
     return state in WANTED, str(state)
 
 
@@ -274,17 +288,19 @@ def _unsettled(kernel: Kernel, source: Source, now: float) -> float:
     return SETTLE - age if 0 <= age < SETTLE else 0.0
 
 
-def _produce(placement: Placement, settings: Settings, reason: str) -> list[Action]:
-    """Build, unless what is in the DKMS tree is of the inputs as they are now; then install.
+def _produce(placement: Placement, settings: Settings, reason: str, donor: Placement | None) -> list[Action]:
+    """Build or take over, unless what is in the DKMS tree is of the inputs as they are now; then install.
 
     Where the kernel has a module of that name, only the built one tells which is newer: it is looked at first.
     """
     if reason == RESTORE:
         return [act(ActionKind.INSTALL, placement, reason)]
-    build = reason == ASKED or not cells.is_fresh(placement)
+    build = reason in (ASKED, RENEWAL) or not cells.is_fresh(placement)
     compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
     stands_back = placement.in_tree and not cells.is_installed(placement) and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []
+    if donor is not None:
+        actions = [act(ActionKind.REUSE, placement, reason).model_copy(update={"origin": donor.kernel})]
     return actions if stands_back else [*actions, act(ActionKind.INSTALL, placement, reason)]
 
 
