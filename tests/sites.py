@@ -17,10 +17,10 @@ from kmodhookd.observe.inventory import look
 from kmodhookd.plan import planner
 from kmodhookd.protocol import Outcome, Request, WorkerEvent
 from kmodhookd.root import Root
-from kmodhookd.settings import Settings
+from kmodhookd.settings import Policy, Settings
 from kmodhookd.verbs import Verbs
 
-SETTINGS = Settings()
+SETTINGS = Settings(policy=Policy(reuse="never"))  # each kernel has builds of its own; reuse has tests of its own
 
 
 class Site:
