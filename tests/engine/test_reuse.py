@@ -16,10 +16,9 @@ from bed.wanted import put_source
 from sites import Site
 
 from kmodhookd.act.controls import Controls
-from kmodhookd.model import DecisionKind, Fact, State
+from kmodhookd.model import DecisionKind, Fact, State, Target
 from kmodhookd.observe import decisions
 from kmodhookd.observe.elf import read_module
-from kmodhookd.protocol import Target
 from kmodhookd.settings import Policy, Settings
 
 pytestmark = pytest.mark.engine

@@ -2,6 +2,7 @@
 """When a module is taken over from another kernel's build, when it is built, and what is said of either."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -50,21 +51,43 @@ def on(release: str, flavour: str = "amd64", **headers: object) -> Kernel:
     return kernel(release, flavour=flavour, vermagic=f"{release} {FLAGS}").model_copy(update={"headers": made})
 
 
-def cell(where: Kernel, asks: dict[str, object] | None = None, **inputs: object) -> Placement:
-    base = placement(SOURCE, where)
+def cell(where: Kernel, **inputs: object) -> Placement:
+    return placement(SOURCE, where).model_copy(update={"inputs": INPUTS.model_copy(update=inputs)})
+
+
+def asking(where: Kernel, **asks: object) -> Placement:
+    """A cell whose dkms.conf says something more."""
+    base = cell(where)
     assert base.recipe is not None
-    update = {"inputs": INPUTS.model_copy(update=inputs), "recipe": base.recipe.model_copy(update=asks or {})}
-    return base.model_copy(update=update)
+    return base.model_copy(update={"recipe": base.recipe.model_copy(update=asks)})
 
 
-def built(where: Kernel, provenance: dict[str, object] | None = None, **inputs: object) -> Placement:
+def built(where: Kernel, **inputs: object) -> Placement:
     """Built for its kernel, and installed there."""
-    made = installed(cell(where, **inputs))
-    assert made.record is not None and made.inputs is not None
-    stored = made.stored[0].model_copy(update={"vermagic": where.vermagic})
-    said = Provenance(inputs=made.inputs, **(provenance or {}))  # type: ignore[arg-type]
+    return there(cell(where, **inputs), Provenance())
+
+
+def taken_over(where: Kernel, origin: str, *, provisional: bool = False) -> Placement:
+    """Installed there, built for another kernel."""
+    return there(cell(where), Provenance(origin=origin, provisional=provisional))
+
+
+def there(base: Placement, provenance: Provenance) -> Placement:
+    made = installed(base)
+    assert made.record is not None
+    stored = made.stored[0].model_copy(update={"vermagic": f"{base.kernel} {FLAGS}"})
+    said = provenance.model_copy(update={"inputs": base.inputs})
     record = made.record.model_copy(update={"provenance": said, "installed_provenance": said})
     return made.model_copy(update={"record": record, "stored": (stored,), "installed": (stored,)})
+
+
+def failed(base: Placement) -> Placement:
+    module, version, release, arch = base.cell
+    names = {"module": module, "version": version, "kernel": release, "arch": arch}
+    failure = Failure.model_validate(
+        {**names, "cause": FailureClass.SOURCE, "reason": "x", "fingerprint": base.fingerprint}
+    )
+    return base.model_copy(update={"failure": failure})
 
 
 OLD, NEW = on("6.1.0-55-amd64"), on("6.1.0-56-amd64")
@@ -117,8 +140,8 @@ def test_never_where_the_kernel_is_of_another_kind(new: Kernel) -> None:
 
 
 def test_never_against_the_packager_or_policy() -> None:
-    for recipe in ({"no_weak_modules": True}, {"post_build": "post.sh"}):
-        assert done(plan([built(OLD), cell(NEW, recipe)], [OLD, NEW])) == BUILT, recipe
+    for placed in (asking(NEW, no_weak_modules=True), asking(NEW, post_build="post.sh")):
+        assert done(plan([built(OLD), placed], [OLD, NEW])) == BUILT
     assert done(plan([built(OLD), cell(NEW)], [OLD, NEW], reuse="never")) == BUILT
 
 
@@ -143,18 +166,12 @@ def test_of_two_kernels_that_lack_it_one_waits_for_the_other() -> None:
     assert len(done(plan([cell(OLD), cell(NEW, symvers="other")], [OLD, NEW]))) == 4
     both = plan([cell(OLD), cell(NEW)], [OLD, NEW], rebuild=(Target(),))
     assert len(done(both)) == 4
-    failed = Failure(
-        **dict(zip(("module", "version", "kernel", "arch"), cell(OLD).cell, strict=True)),  # type: ignore[arg-type]
-        cause=FailureClass.SOURCE,
-        reason="x",
-        fingerprint=cell(OLD).fingerprint,
-    )
-    alone = plan([cell(OLD).model_copy(update={"failure": failed}), cell(NEW)], [OLD, NEW])
+    alone = plan([failed(cell(OLD)), cell(NEW)], [OLD, NEW])
     assert done(alone) == BUILT, "who has failed is not waited for"
 
 
 def test_the_kernel_that_it_was_built_for_is_told() -> None:
-    taken = built(NEW, {"origin": OLD.release})
+    taken = taken_over(NEW, OLD.release)
     made = plan([built(OLD), taken], [OLD, NEW])
     here = next(one for one in made.cells if one.kernel == NEW.release)
     assert made.actions == () and here.state is State.REUSED and here.origin == OLD.release and here.there
@@ -165,7 +182,7 @@ def test_the_kernel_that_it_was_built_for_is_told() -> None:
 
 
 def test_policy_that_forbids_it_builds_what_was_taken_over() -> None:
-    taken = built(NEW, {"origin": OLD.release})
+    taken = taken_over(NEW, OLD.release)
     assert done(plan([taken], [NEW], reuse="never")) == BUILT
     assert done(plan([taken], [NEW], reuse="never", held=True, lifted=(NEW.release,))) == []
 
@@ -197,7 +214,7 @@ def test_compatible_has_its_bounds(inputs: dict[str, object]) -> None:
 
 
 def test_a_provisional_one_is_built_when_nobody_waits_and_is_given_to_nobody() -> None:
-    taken = built(NEW, {"origin": OLD.release, "provisional": True})
+    taken = taken_over(NEW, OLD.release, provisional=True)
     assert done(plan([taken], [NEW], reuse="compatible", held=True, lifted=(NEW.release,))) == []
     made = plan([built(OLD), taken], [OLD, NEW], reuse="compatible")
     assert done(made) == BUILT and made.cells[1].state is State.REUSED
@@ -207,32 +224,25 @@ def test_a_provisional_one_is_built_when_nobody_waits_and_is_given_to_nobody() -
 
 
 def test_what_fits_no_longer_goes_when_it_cannot_be_built() -> None:
-    taken = built(NEW, {"origin": OLD.release})
+    taken = taken_over(NEW, OLD.release)
     changed = cell(NEW, symvers="other")
     misfit = taken.model_copy(
         update={"inputs": changed.inputs, "fingerprint": "now", "misfit": "printk has another version"}
     )
     assert done(plan([misfit], [NEW])) == BUILT, "built if it can be"
-    failure = Failure(
-        **dict(zip(("module", "version", "kernel", "arch"), misfit.cell, strict=True)),  # type: ignore[arg-type]
-        cause=FailureClass.SOURCE,
-        reason="x",
-        fingerprint="now",
-    )
-    failed = misfit.model_copy(update={"failure": failure})
-    made = plan([failed], [NEW])
+    made = plan([failed(misfit)], [NEW])
     assert [kind for kind, *_ in done(made)] == ["uninstall", "unbuild"]
     assert "no longer fits: printk has another version" in made.cells[0].facts[0].verdict
     running = NEW.model_copy(update={"running": True})
-    assert done(plan([failed], [running])) == [], "never of the running kernel"
+    assert done(plan([failed(misfit)], [running])) == [], "never of the running kernel"
 
 
 # --- what changed ---------------------------------------------------------------------------------------------------
 
 
-def said(before: dict[str, object], now: dict[str, object], **more: object) -> str:
+def said(before: Mapping[str, object], now: Mapping[str, object], **more: object) -> str:
     made = built(NEW, **before)
-    changed = made.model_copy(update={"inputs": INPUTS.model_copy(update=now), **more})
+    changed = made.model_copy(update={"inputs": INPUTS.model_copy(update=dict(now)), **more})
     (verdict,) = plan([changed], [NEW], reuse="never").cells
     assert verdict.state is State.STALE
     return verdict.facts[0].verdict
