@@ -103,8 +103,7 @@ def is_compiled(placement: Placement) -> bool:
     record = placement.record
     whole = bool(placement.stored) and not any(artifact.problem for artifact in placement.stored)
     same = record is not None and staleness.is_same(placement, record.fingerprint, record.provenance)
-    for_now = record is not None and record.provenance is not None and record.provenance.provisional
-    return placement.built and whole and same and not placement.outdated and not for_now
+    return placement.built and whole and same and not placement.outdated
 
 
 def is_linked(placement: Placement) -> bool:

@@ -2,7 +2,7 @@
 """A module that was built for one kernel and fits another is taken over (K1): real headers, real modules, real dkms beside."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from bed import kernels as archive
 from bed import roots
 from bed.kernels import Kernels
 from bed.overlay import Overlay
-from bed.sources import TWELVE
+from bed.sources import TWELVE, needs
 from bed.wanted import put_source
 from sites import Site
 
@@ -19,6 +19,7 @@ from kmodhookd.act.controls import Controls
 from kmodhookd.model import DecisionKind, Fact, State, Target
 from kmodhookd.observe import decisions
 from kmodhookd.observe.elf import read_module
+from kmodhookd.observe.inventory import look
 from kmodhookd.settings import Policy, Settings
 
 pytestmark = pytest.mark.engine
@@ -37,6 +38,14 @@ class World(Site):
         self.older, self.newer = respin.pair(overlay, kernels)
         for release in {self.k1, self.k2} - {self.older, self.newer}:
             respin.hide(overlay, release)
+
+    def real_sources(self, packages: Sequence[str]) -> set[tuple[str, str]]:
+        """Debian's sources in place, with what their builds need: (module, version)."""
+        for package in packages:
+            put_source(self.overlay, package)
+        if needs(packages):
+            self.overlay.apt_install(*needs(packages))
+        return {(one.module, one.version) for one in look(self.root, self.settings).sources}
 
     def results(self, kernel: str) -> dict[str, str]:
         """Module → how its job on a kernel ended in the last pass."""
@@ -83,7 +92,7 @@ def complaints(world: World) -> list[str]:
 
 @pytest.mark.parametrize("packages", [SMALL, pytest.param(TWELVE, marks=pytest.mark.full)], ids=["three", "twelve"])
 def test_a_respin_gets_every_module_without_a_compiler(world: World, packages: tuple[str, ...]) -> None:
-    names = {put_source(world.overlay, package) for package in packages}
+    names = world.real_sources(packages)
     respin.hide(world.overlay, world.newer)
     world.one_pass()
     assert world.results(world.older) == dict.fromkeys((module for module, _ in names), "done")

@@ -223,6 +223,15 @@ def test_a_provisional_one_is_built_when_nobody_waits_and_is_given_to_nobody() -
     assert done(given) == [("build", last.release, "")]
 
 
+def test_a_provisional_one_that_the_gate_kept_out_goes_in_first() -> None:
+    """It is there at once when the transaction is over, and not only after its real build."""
+    taken = taken_over(NEW, OLD.release, provisional=True)
+    assert taken.record is not None
+    record = taken.record.model_copy(update={"files": (), "installed_fingerprint": "", "installed_provenance": None})
+    waiting = taken.model_copy(update={"record": record, "installed": (), "active": False})
+    assert done(plan([waiting], [NEW], reuse="compatible")) == [("install", NEW.release, "")]
+
+
 def test_what_fits_no_longer_goes_when_it_cannot_be_built() -> None:
     taken = taken_over(NEW, OLD.release)
     changed = cell(NEW, symvers="other")
