@@ -51,6 +51,7 @@ def carry(
     *,
     check: Check | None = None,
     note: str = "",
+    doing: str = "signing again",
 ) -> Built:
     """What the DKMS tree holds by a record, checked, signed and compressed for a recipe's kernel; to be stored like a build.
 
@@ -60,7 +61,7 @@ def carry(
     try:
         workspace = empty(root, recipe)
     except OSError as error:
-        raise from_os(recipe, error, "signing again") from None
+        raise from_os(recipe, error, doing) from None
     path = workspace.path / "make.log"
     kept = False
     try:
@@ -87,7 +88,7 @@ def carry(
     except BuildFailed as error:
         raise keep_log(root, error, path) from None
     except OSError as error:
-        raise from_os(recipe, error, "signing again") from None
+        raise from_os(recipe, error, doing) from None
     except Fault as fault:
         raise failed(recipe, FailureClass.SIGNING, str(fault), remedy="ask for a rebuild") from None
     finally:

@@ -64,7 +64,7 @@ def take_over(
 
     origin = provenance(placement, donor).origin
     note = f"Taken over for {kernel.release}: built for {origin}; {kernel.release} exports every symbol it imports, as it was."
-    return carry(root, settings, kernel, recipe, record, signer, check=check, note=note)
+    return carry(root, settings, kernel, recipe, record, signer, check=check, note=note, doing="taking it over")
 
 
 def provenance(placement: Placement, donor: Placement | None) -> Provenance:

@@ -62,42 +62,49 @@ def of_headers(read: Read, release: str) -> HeaderInputs:
 
 def of_build(
     root: Root, settings: Settings, tools: compilers.Compilers, source: Source, kernel: Kernel, recipe: Recipe | None
+) -> tuple[str, Inputs | None]:
+    """Of a build of a recipe: the hash of everything for this kernel alone, and its parts.
+
+    "" and None while something of it cannot be read.
+    """
+    if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
+        return "", None
+    inherited = dependencies.fingerprint(root, settings, recipe) if recipe.depends else ""
+    laid_over = overlays.fingerprint(root, settings, recipe)
+    whole = _fingerprint(source, kernel, recipe, inherited, laid_over)
+    return whole, _parts(tools, source, kernel, recipe, inherited, laid_over)
+
+
+def _parts(
+    tools: compilers.Compilers, source: Source, kernel: Kernel, recipe: Recipe, inherited: str, laid_over: str
 ) -> Inputs | None:
-    """Of a build of a recipe; None while something of it cannot be read."""
     headers = kernel.headers.inputs
-    if recipe is None or not source.fingerprint or headers is None:
+    if headers is None:
         return None
     text = counted(recipe).model_dump_json(exclude={"notices", "kernel"}, exclude_defaults=True)
     name = tools.name(headers.compiler, headers.insisted, clang=headers.clang)
     return Inputs(
         source=source.fingerprint,
         recipe=text.replace(kernel.release, ""),
-        overrides=overlays.fingerprint(root, settings, recipe),
+        overrides=laid_over,
         symvers=headers.symvers,
         config=headers.config,
         layout=headers.layout,
         version=headers.version,
         compiler=headers.compiler,
         tool=tools.identity(name),
-        dependencies=dependencies.fingerprint(root, settings, recipe) if recipe.depends else "",
+        dependencies=inherited,
     )
 
 
-def fingerprint(root: Root, settings: Settings, source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
-    """Of everything in one, for this kernel alone; "" while something of it cannot be read.
-
-    Records and failures of all our versions have it: how it is made must not change.
-    """
-    if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
-        return ""
+def _fingerprint(source: Source, kernel: Kernel, recipe: Recipe, inherited: str, laid_over: str) -> str:
+    """Records and failures of all our versions have it: how it is made must not change."""
     # Without defaults: a field that a later version of ours adds must not make everything stale everywhere.
     parts = [
         source.fingerprint,
         counted(recipe).model_dump_json(exclude={"notices"}, exclude_defaults=True),
         kernel.headers.fingerprint,
     ]
-    inherited = dependencies.fingerprint(root, settings, recipe) if recipe.depends else ""
-    laid_over = overlays.fingerprint(root, settings, recipe)
     return hashlib.sha256("\0".join([*parts, *filter(None, (inherited, laid_over))]).encode()).hexdigest()
 
 

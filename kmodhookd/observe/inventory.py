@@ -193,7 +193,7 @@ def _placement(
     active = (source.module, kernel.release, kernel.arch) in at.tree.active
     placed = at.recorded[source.module, kernel.release] | (targets if active else set())
     groups = _classify(at, kernel, names, placed, targets)
-    made_from = inputs.of_build(at.root, at.settings, at.compilers, source, kernel, as_files_say)
+    fingerprint, made_from = inputs.of_build(at.root, at.settings, at.compilers, source, kernel, as_files_say)
     if kernel.release not in at.signing:
         at.signing[kernel.release] = keys.signing(at.root, at.settings, kernel, at.configs.get(kernel.release))
     return Placement(
@@ -214,7 +214,7 @@ def _placement(
         outdated=dependencies.outdated(at.root, at.settings, recipe) if recipe is not None and stored else "",
         record=record,
         failure=decisions.failure(at.root, cell),
-        fingerprint=inputs.fingerprint(at.root, at.settings, source, kernel, as_files_say),
+        fingerprint=fingerprint,
         inputs=made_from,
         newer=_newer(at, source, record, made_from),
         misfit=misfits.misfit(at.root, kernel, record, made_from),
