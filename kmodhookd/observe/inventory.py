@@ -102,6 +102,7 @@ def look(root: Root, settings: Settings) -> Inventory:
             broken = source.model_copy(update={"problem": f"cannot be read: {error}", "remedy": "look at it"})
             placements += _placements(at, broken, usable)
     at.inspector.save()
+    at.compilers.save()
     here = {kernel.release for kernel in kernels}
     known = {(source.module, source.version) for source in found}
     orphans = sorted(cell for cell in cells if cell[2] not in here or cell[:2] not in known)

@@ -126,6 +126,19 @@ def test_which_compiler(tmp_path: Path) -> None:
     assert compilers.Compilers(root).identity("gcc").startswith("gcc sha256:")
 
 
+def test_a_compiler_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = trees.make(tmp_path, {"/usr/bin/gcc": "a"})
+    root.path("/usr/bin/gcc").chmod(0o755)
+    monkeypatch.setattr(compilers, "SETTLED", -1.0)
+    first = compilers.Compilers(root)
+    was = first.identity("gcc")
+    first.save()
+    monkeypatch.setattr(compilers, "_identity", lambda name, content: "read again")
+    assert compilers.Compilers(root).identity("gcc") == was
+    root.path("/usr/bin/gcc").write_text("another")
+    assert compilers.Compilers(root).identity("gcc") == "read again"
+
+
 @pytest.mark.parametrize(
     ("release", "promised"),
     [
