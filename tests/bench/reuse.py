@@ -20,8 +20,7 @@ sys.path[:0] = [str(TOP / "tests"), str(TOP)]
 import respin  # noqa: E402
 from bed import roots  # noqa: E402
 from bed.kernels import kernels  # noqa: E402
-from bed.sources import TWELVE, needs  # noqa: E402
-from bed.wanted import put_source  # noqa: E402
+from bed.sources import TWELVE  # noqa: E402
 from sites import Site  # noqa: E402
 
 from kmodhookd.settings import Policy, Settings  # noqa: E402
@@ -36,14 +35,10 @@ def upgrade(packages: tuple[str, ...], reuse: str) -> float:
         site = Site(overlay, kernels(), Settings(policy=Policy.model_validate({"reuse": reuse})))
         for release in {newer, site.k1, site.k2} - {older}:
             respin.hide(overlay, release)
-        for package in packages:
-            put_source(overlay, package)
-        if needs(packages):
-            overlay.apt_install(*needs(packages))
-        time.sleep(SETTLE)  # trees that are being written are not believed yet: not part of what is measured
+        site.real_sources(packages)
         site.one_pass()
         respin.show(overlay, newer)
-        time.sleep(SETTLE)
+        time.sleep(SETTLE)  # trees that are being written are not believed yet: not part of what is measured
         started = time.monotonic()
         outcome = site.one_pass()
         took = time.monotonic() - started

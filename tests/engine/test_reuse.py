@@ -2,7 +2,7 @@
 """A module that was built for one kernel and fits another is taken over (K1): real headers, real modules, real dkms beside."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +11,13 @@ from bed import kernels as archive
 from bed import roots
 from bed.kernels import Kernels
 from bed.overlay import Overlay
-from bed.sources import TWELVE, needs
-from bed.wanted import put_source
+from bed.sources import TWELVE
 from sites import Site
 
 from kmodhookd.act.controls import Controls
 from kmodhookd.model import DecisionKind, Fact, State, Target
 from kmodhookd.observe import decisions
 from kmodhookd.observe.elf import read_module
-from kmodhookd.observe.inventory import look
 from kmodhookd.settings import Policy, Settings
 
 pytestmark = pytest.mark.engine
@@ -38,14 +36,6 @@ class World(Site):
         self.older, self.newer = respin.pair(overlay, kernels)
         for release in {self.k1, self.k2} - {self.older, self.newer}:
             respin.hide(overlay, release)
-
-    def real_sources(self, packages: Sequence[str]) -> set[tuple[str, str]]:
-        """Debian's sources in place, with what their builds need: (module, version)."""
-        for package in packages:
-            put_source(self.overlay, package)
-        if needs(packages):
-            self.overlay.apt_install(*needs(packages))
-        return {(one.module, one.version) for one in look(self.root, self.settings).sources}
 
     def results(self, kernel: str) -> dict[str, str]:
         """Module → how its job on a kernel ended in the last pass."""
