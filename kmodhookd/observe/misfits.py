@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kmodhookd.errors import Fault
-from kmodhookd.model import Inputs, Kernel, Record
+from kmodhookd.model import HeadersState, Inputs, Kernel, Record
 from kmodhookd.observe import elf, symvers
 from kmodhookd.root import Root
 
@@ -64,8 +64,8 @@ def misfit(root: Root, kernel: Kernel, record: Record | None, now: Inputs | None
     before = record.installed_provenance if record is not None and record.files else None
     if record is None or before is None or not before.origin or before.inputs is None or now is None:
         return ""
-    if before.inputs.symvers == now.symvers:
-        return ""
+    if before.inputs.symvers == now.symvers or kernel.headers.state is not HeadersState.PRESENT:
+        return ""  # headers that are not this kernel's say nothing about it
     try:
         exported = exports(root, [f"{kernel.headers.directory}/Module.symvers"])
         for file in record.files:
