@@ -11,10 +11,13 @@ from collections.abc import Callable
 
 from kmodhookd.act import steps
 from kmodhookd.act.controls import Controls
+from kmodhookd.act.verdicts import Verdicts
 from kmodhookd.announce.snapshot import snapshot
 from kmodhookd.model import Inventory, Plan, State, Target
-from kmodhookd.plan import planner
-from kmodhookd.protocol import Outcome, Request, WorkerEvent
+from kmodhookd.observe import bootneeds
+from kmodhookd.observe.inventory import look
+from kmodhookd.plan import boot, planner
+from kmodhookd.protocol import Outcome, Request, Snapshot, WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -34,7 +37,8 @@ def one_pass(root: Root, settings: Settings, request: Request, emit: Emit, contr
     work = steps.Work(root, settings, controls, emit, first_job=request.first_job)
     work.begin(request.rebuild)
     deadline = time.monotonic() + PATIENCE
-    inventory = work.look(first=True)
+    verdicts = Verdicts(root, settings)
+    inventory = verdicts.added(work.look(first=True))
     plan = _plan(inventory, settings, controls, request.rebuild)
     for round_ in range(MAX_ROUNDS):
         emit(WorkerEvent(snapshot=snapshot(inventory, plan, work.said)))
@@ -42,13 +46,34 @@ def one_pass(root: Root, settings: Settings, request: Request, emit: Emit, contr
             break
         if not work.do(inventory, plan) and not _wait_for_trees(plan, deadline, controls):
             break
-        inventory = work.look()
+        inventory = verdicts.added(work.look())
         plan = _plan(inventory, settings, controls, request.rebuild)
-    said = work.said
+    told = (work.said, plan.boot)
     work.finish(inventory)
-    if work.said != said:
+    if not controls.held and not controls.wind_down.is_set():
+        inventory, plan = _with_initramfs(root, settings, inventory, plan, controls)
+    if (work.said, plan.boot) != told:
         emit(WorkerEvent(snapshot=snapshot(inventory, plan, work.said)))
     return _outcome(request, inventory, plan, work)
+
+
+def _with_initramfs(
+    root: Root, settings: Settings, inventory: Inventory, plan: Plan, controls: Controls
+) -> tuple[Inventory, Plan]:
+    """The same with what each initramfs holds by now looked up. It takes long, so nothing else of a pass waits for it."""
+    found = bootneeds.facts(
+        root, settings, inventory.kernels, inventory.placements, look_inside=True, cancel=controls.stop
+    )
+    inventory = inventory.model_copy(update={"boot": found})
+    return inventory, plan.model_copy(update={"boot": boot.verdicts(inventory, plan.cells, settings)})
+
+
+def look_only(root: Root, settings: Settings) -> Snapshot:
+    """How things look, told from the disk: nothing is changed but what is remembered of slow looks."""
+    inventory = Verdicts(root, settings).added(look(root, settings))
+    controls = Controls()
+    plan = _plan(inventory, settings, controls, ())
+    return snapshot(*_with_initramfs(root, settings, inventory, plan, controls))
 
 
 def _plan(inventory: Inventory, settings: Settings, controls: Controls, rebuild: tuple[Target, ...]) -> Plan:
@@ -100,4 +125,4 @@ def once(root: Root, settings: Settings) -> int:
     return 2 if outcome.waiting else 0
 
 
-__all__ = ["Controls", "once", "one_pass"]
+__all__ = ["Controls", "look_only", "once", "one_pass"]

@@ -87,6 +87,16 @@ def within(root: Root, argv: Sequence[str]) -> list[str]:
     return list(argv) if root.is_host else ["chroot", str(root.prefix), *argv]
 
 
+def which(root: Root, program: str) -> str:
+    """Where a program is inside the root; "" when it is not."""
+    for directory in PATH.split(":"):
+        path = f"{directory}/{program}"
+        found = root.resolve(path)
+        if found.is_file() and os.access(found, os.X_OK):
+            return path
+    return ""
+
+
 def run(
     argv: Sequence[str],
     *,

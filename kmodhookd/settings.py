@@ -65,6 +65,9 @@ class Policy(_Section):
     required: tuple[str, ...] = Field((), description="modules without which a kernel is not ready to boot")
     ignore_kernels: tuple[str, ...] = Field((), description="shell patterns of kernel releases to leave alone")
     ignore_modules: tuple[str, ...] = Field((), description="shell patterns of module names to leave alone")
+    over_in_tree: tuple[str, ...] = Field(
+        (), description="shell patterns of module names over which the kernel's own never win"
+    )
 
 
 class Signing(_Section):

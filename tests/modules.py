@@ -18,6 +18,7 @@ static const char names[] __attribute__((section("__version_ext_names"), used)) 
 struct { int state; void *list[2]; char name[64 - sizeof(long)]; }
     this_module __attribute__((section(".gnu.linkonce.this_module"), used)) = { 0, {0, 0}, "%(name)s" };
 int init_module(void) { return 0; }
+%(code)s
 """
 
 
@@ -28,8 +29,9 @@ def build(
     name: str = "tiny_one",
     info: Mapping[str, str] | None = None,
     flags: tuple[str, ...] = (),
+    code: str = "",
 ) -> Path:
-    """Compile a module to `path` (plain .ko)."""
+    """Compile a module to `path` (plain .ko); `code` is C that it has besides."""
     values = {
         "vermagic": f"{release} SMP preempt mod_unload modversions ",
         "license": "GPL",
@@ -41,6 +43,7 @@ def build(
         "info": "\n".join(f'INFO({n}, "{key}={value}")' for n, (key, value) in enumerate(values.items())),
         "versions": '{0x4c9d28b0, "printk"}, {0xfb6dbbf0, "__fentry__"}',
         "name": name,
+        "code": code,
     }
     source.write_text(SOURCE % text)
     subprocess.run(["gcc", "-O1", *flags, "-c", "-o", str(path), str(source)], check=True)

@@ -16,8 +16,8 @@ python=/usr/bin/python3
 packages=(
 	debootstrap systemd-container dbus python3 python3-gi python3-venv gir1.2-glib-2.0 shellcheck strace kmod xz-utils zstd
 	busybox-static bubblewrap pacman-package-manager makepkg libarchive-tools util-linux mount git openssl gcc make patch
+	qemu-system-x86
 )
-full_packages=(qemu-system-x86)
 
 die() {
 	echo "tests/run.sh: $1" >&2
@@ -72,7 +72,6 @@ selection=(-m 'not full')
 if [ "${1:-}" = --full ]; then
 	shift
 	selection=()
-	packages+=("${full_packages[@]}")
 fi
 
 mkdir -p "$cache/locks"

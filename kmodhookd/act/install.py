@@ -28,7 +28,7 @@ from kmodhookd.settings import Settings
 
 # Of a record, once its files are out.
 GONE = {"files": (), "installed_fingerprint": "", "installed_key": "", "by_hand": False, "for_headers": False}
-GONE |= {"installed_provenance": None}
+GONE |= {"over_in_tree": False, "installed_provenance": None}
 
 
 def install(
@@ -41,11 +41,13 @@ def install(
     *,
     skip: Collection[str] = (),
     by_hand: bool = False,
+    over_in_tree: bool = False,
 ) -> Record:
     """Put what the DKMS tree holds of a recipe into its kernel's tree; the record as it is then, already saved.
 
     `record` is that of the build, None for one that real DKMS made; `skip` are modules of which the kernel's own wins;
-    `by_hand` says that a person chose this version although there is a newer one.
+    `by_hand` says that a person chose this version although there is a newer one, `over_in_tree` that one wants it
+    although the kernel's own is the same or newer.
     Files of other versions of the module are removed once the new ones are in, and originals come back in whose stead
     nothing is installed any more. `BuildFailed` when it cannot be done; the tree is then as it was.
     """
@@ -64,6 +66,7 @@ def install(
         done = _record(recipe, record)
         put: dict[str, object] = {"files": files, "installed_fingerprint": done.fingerprint, "installed": time.time()}
         put |= {"by_hand": by_hand or done.by_hand, "installed_key": done.key, "installed_provenance": done.provenance}
+        put["over_in_tree"] = over_in_tree or done.over_in_tree
         put["for_headers"] = kernel.headers.state is HeadersState.ALONE  # a person's word: no plan says so
         done = done.model_copy(update=put)
         change.activate()

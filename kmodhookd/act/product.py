@@ -13,8 +13,8 @@ from pathlib import Path
 
 from kmodhookd.act.workspace import Workspace, copy_content
 from kmodhookd.errors import Fault
-from kmodhookd.model import BuiltModule, Kernel
-from kmodhookd.observe.elf import ModuleInfo, module_name, read_module
+from kmodhookd.model import BuiltModule, Kernel, ModuleFacts
+from kmodhookd.observe.elf import module_name, read_module
 from kmodhookd.root import Root
 
 MIN_SIZE = 64  # bytes: an ELF header
@@ -55,7 +55,7 @@ def accept_symvers(workspace: Workspace, owner: int) -> Path | None:
     return target
 
 
-def own_module(root: Root, kernel: Kernel) -> ModuleInfo | None:
+def own_module(root: Root, kernel: Kernel) -> ModuleFacts | None:
     """The first of the kernel's own modules; None when it has none that can be read."""
     for directory, _, files in os.walk(root.resolve(f"{kernel.tree}/kernel")):
         for name in files:
@@ -73,7 +73,7 @@ def kernel_vermagic(root: Root, kernel: Kernel) -> str:
     return own.vermagic if own is not None else ""
 
 
-def _check_vermagic(name: str, info: ModuleInfo, kernel: Kernel, expected: str) -> None:
+def _check_vermagic(name: str, info: ModuleFacts, kernel: Kernel, expected: str) -> None:
     """The rule of kernel/module/version.c: the release, and every flag behind it, as the kernel's own."""
     if info.release != kernel.release:
         built_for = f"'{info.release}'" if info.release else "no kernel"

@@ -283,10 +283,12 @@ class Work:
             assert placement.recipe is not None
             kernel, record = now.kernels[action.kernel], decisions.record(self.root, action.cell)
             # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
-            skip = intree.stands_back(placement, self.settings)
+            skip = intree.stands_back(placement, self.settings, running=kernel.running)
             skip = frozenset() if len(skip) == len(placement.stored) else skip
-            hand, what = action.by_hand, placement.recipe
-            install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, by_hand=hand)
+            said = self.settings.invocation
+            over = (said.force or said.over_in_tree) and bool(intree.winners(placement, self.settings))
+            what, how = placement.recipe, {"by_hand": action.by_hand, "over_in_tree": over}
+            install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, **how)
             self._dirty.add(action.kernel)
             decisions.forget(self.root, "failures", action.cell)
         if faults:
@@ -365,11 +367,11 @@ class Work:
         for release in owed:
             with self._apart(release), work_lock(self.root, f"initramfs@{release}"):
                 if release in kernels and self.settings.policy.initramfs and release in debts.owed(self.root):
-                    self._remake(kernels[release])
+                    self._remake(kernels[release], inventory)
                 debts.settle(self.root, release)
 
-    def _remake(self, kernel: Kernel) -> None:
-        if initramfs.due(self.root, self.family, kernel):
+    def _remake(self, kernel: Kernel, inventory: Inventory) -> None:
+        if initramfs.due(self.root, self.family, kernel, inventory.running, inventory.boot):
             initramfs.remake(self.root, self.family, kernel)
 
 

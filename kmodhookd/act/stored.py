@@ -116,6 +116,7 @@ def save_built(
         installed_provenance=earlier.installed_provenance if earlier else None,
         by_hand=earlier.by_hand if earlier else False,
         for_headers=earlier.for_headers if earlier else False,
+        over_in_tree=earlier.over_in_tree if earlier else False,
         files=earlier.files if earlier else (),
         installed=earlier.installed if earlier else 0.0,
         built=time.time(),

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from kmodhookd.errors import Fault
 from kmodhookd.observe.compilers import choose
-from kmodhookd.observe.compilers import which as which
 from kmodhookd.observe.inputs import INSISTED
 from kmodhookd.root import Root
+from kmodhookd.run import which as which
 
 MAX_CONFIG = 4 << 20  # bytes; a distribution's configuration has about 300 kB
 

@@ -116,7 +116,7 @@ class Manager:
         state = self._state(cell)
         if state is not cell.state:
             rows.append((f"a job for {cell.kernel} is under way", str(state), ""))
-        rows += [(fact.fact, fact.verdict, fact.remedy) for fact in cell.facts]
+        rows += [(fact.fact, fact.verdict, fact.remedy) for fact in cell.chain or cell.facts]
         names = ("fact", "verdict", "remedy", "version")
         table = [dict(zip(names, map(_text, (*row, cell.version)), strict=True)) for row in rows]
         return GLib.Variant("(aa{sv})", (table,))
@@ -135,13 +135,12 @@ class Manager:
         """Reply of WhoProvides."""
         if not path.startswith("/") or "/../" in path:
             raise InvalidArgument("not an absolute path", where=path)
-        wanted = "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
-        if wanted.startswith("/lib/modules/"):
-            wanted = "/usr" + wanted
+        # Of merged and unmerged systems: /lib/modules and /usr/lib/modules are one.
+        wanted = ("/" + "/".join(part for part in path.split("/") if part not in ("", "."))).removeprefix("/usr")
         for row in self.snapshot.provides:
-            if row.get("path") == wanted:
+            if row.get("path", "").removeprefix("/usr") == wanted:
                 return GLib.Variant("(a{sv})", ({name: _text(value) for name, value in row.items()},))
-        hint = "modules of the kernel's own package are not listed; ask the package manager"
+        hint = "modules of the kernel's own package are not listed: kmodhookctl which, or the package manager, tells"
         raise NotFound("no module of ours is there", where=path, hint=hint)
 
     def find_module(self, module: str, version: str) -> None:

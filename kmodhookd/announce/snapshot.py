@@ -2,20 +2,15 @@
 """Inventory and Plan → Snapshot: what reading callers are served from, the same for the bus and the command line."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
-from kmodhookd.model import Inventory, Placement, Plan
+from kmodhookd.announce.origins import origins
+from kmodhookd.model import Inventory, Plan
 from kmodhookd.protocol import Snapshot
 
 
 def snapshot(inventory: Inventory, plan: Plan, problems: Sequence[str] = ()) -> Snapshot:
     """Everything a caller can ask for, as of one look."""
     states = {(cell.module, cell.version, cell.kernel): str(cell.state) for cell in plan.cells}
-    packages = {(source.module, source.version): source.package for source in inventory.sources}
-    provides: list[dict[str, str]] = []
-    for placement in inventory.placements:
-        key = (placement.module, placement.version, placement.kernel)
-        provides += _provides(placement, states.get(key, ""), packages.get(key[:2], ""))
     autoinstall: dict[str, bool] = {}
     for placement in inventory.placements:
         name = f"{placement.module}/{placement.version}"
@@ -31,7 +26,7 @@ def snapshot(inventory: Inventory, plan: Plan, problems: Sequence[str] = ()) -> 
         sources=inventory.sources,
         autoinstall=autoinstall,
         cells=plan.cells,
-        provides=tuple(provides),
+        provides=origins(inventory, states),
         missing_headers=plan.missing_headers,
         failures=failures,
         boot=plan.boot,
@@ -41,30 +36,9 @@ def snapshot(inventory: Inventory, plan: Plan, problems: Sequence[str] = ()) -> 
     )
 
 
-def _provides(placement: Placement, state: str, package: str) -> list[dict[str, str]]:
-    record = placement.record
-    ours = record is not None and bool(record.files)
-    if not (ours or placement.active):
-        return []
-    built = datetime.fromtimestamp(record.built, UTC).isoformat(timespec="seconds") if record and record.built else ""
-    return [
-        {
-            "path": artifact.path,
-            "module": placement.module,
-            "version": placement.version,
-            "kernel": placement.kernel,
-            "source_package": package,
-            "built": built,
-            "state": state,
-            "signer": artifact.signer,
-        }
-        for artifact in placement.installed
-    ]
-
-
 def _watch(inventory: Inventory) -> tuple[str, ...]:
     """The directories in which something that matters to us may change, flat."""
-    directories: dict[str, None] = {}
+    directories: dict[str, None] = dict.fromkeys(inventory.boot.watch)
     for kernel in inventory.kernels:
         directories[kernel.tree] = None
         for directory in ("updates/dkms", "extra", "weak-updates"):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TextIO
 
-from kmodhookd.model import Failure, MissingHeaders, State
+from kmodhookd.model import BootVerdict, Failure, MissingHeaders, State
 from kmodhookd.protocol import Snapshot, WorkerEvent
 
 READY = frozenset({State.INSTALLED, State.REUSED, State.STALE})
@@ -50,12 +50,14 @@ class News:
 
     rows: tuple[Row, ...] = ()
     missing: tuple[MissingHeaders, ...] = ()
+    boot: BootVerdict | None = None  # on the kernel that the next boot takes
 
     def about(self, kernels: Collection[str], sources: Collection[str]) -> "News":
         """Only what concerns these kernels (releases) or sources (names of directories in /usr/src)."""
         rows = tuple(row for row in self.rows if row.kernel in kernels or f"{row.module}-{row.version}" in sources)
         concerned = {row.kernel for row in rows}
-        return News(rows, tuple(missing for missing in self.missing if missing.kernel in concerned))
+        boot = self.boot if self.boot is not None and self.boot.kernel in concerned else None
+        return News(rows, tuple(missing for missing in self.missing if missing.kernel in concerned), boot)
 
 
 def from_snapshot(snapshot: Snapshot, *, gave_up: bool = False) -> News:
@@ -73,7 +75,8 @@ def from_snapshot(snapshot: Snapshot, *, gave_up: bool = False) -> News:
             if gave_up and cell.wanted and state in (State.ADDED, State.BUILT):
                 state = State.QUEUED
             rows.append(Row(cell.module, cell.version, cell.kernel, state, reason, "", remedy))
-    return News(tuple(rows), snapshot.missing_headers)
+    boot = next((one for one in snapshot.boot if one.kernel == snapshot.boot_default), None)
+    return News(tuple(rows), snapshot.missing_headers, boot)
 
 
 def _failed_row(failure: Failure) -> Row:
@@ -108,6 +111,7 @@ def summary(news: News, backend: str = "", *, gave_up: str = "", alone: bool = F
         if gave_up and alone:
             warnings += _left_undone(kernel, rows, gave_up)
     warnings += _broken(news.rows)
+    warnings += _next_boot(news)
     prefix = PREFIXES.get(backend, PREFIXES[""])
     lines = [prefix[level] + text for level, text in notes]
     if warnings:
@@ -186,6 +190,16 @@ def _broken(rows: Iterable[Row]) -> Iterable[tuple[Level, str]]:
     for row in {row.name: row for row in rows if row.state is State.BROKEN}.values():
         yield "warning", f"{row.name} cannot be built: {row.reason or 'its source is unusable'}"
         yield "detail", row.remedy or f"kmodhookctl explain {row.name}"
+
+
+def _next_boot(news: News) -> Iterable[tuple[Level, str]]:
+    """One line, after the causes: to restart now is no good idea."""
+    if news.boot is None or news.boot.verdict != "not-ready":
+        return
+    kernel, modules = news.boot.kernel, list(dict.fromkeys(reason[0] for reason in news.boot.reasons))
+    busy = {row.module for row in news.rows if row.kernel == kernel and row.state in AT_WORK}
+    command = "kmodhookctl wait" if busy.issuperset(modules) else "kmodhookctl check"
+    yield "warning", f"the next boot takes {kernel}, which is not ready because of {join(modules)}: {command}"
 
 
 def _names(rows: Iterable[Row], states: Collection[State]) -> list[str]:

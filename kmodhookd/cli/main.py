@@ -74,6 +74,7 @@ def _reading(verbs: "argparse._SubParsersAction[Parser]") -> None:
     _json(explain)
     check = _verb(verbs, "check", "whether a kernel will boot with its modules: 0 ready, 1 not ready, 2 cannot tell")
     _kernel(check, "this kernel release; default: the one that the next boot takes")
+    check.add_argument("--root", metavar="DIR", default="/", help="look at the system in DIR, without a daemon")
     _json(check)
     log = _verb(verbs, "log", "print the log of the last build")
     _module(log)
@@ -191,6 +192,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         from kmodhookd.cli import ask
 
         return ask.run(arguments)
+    if arguments.verb == "check":
+        from kmodhookd.cli import check
+
+        return check.run(arguments)
     from kmodhookd.cli import show
 
     return show.run(arguments)

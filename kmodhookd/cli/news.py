@@ -3,7 +3,7 @@
 
 from kmodhookd import client
 from kmodhookd.announce import text
-from kmodhookd.model import MissingHeaders, State
+from kmodhookd.model import BootVerdict, MissingHeaders, State
 from kmodhookd.observe import families
 from kmodhookd.root import Root
 
@@ -37,4 +37,13 @@ def bus_news(daemon: client.Client, root: Root) -> text.News:
         )
         for kernel, flavour, package in daemon.missing_headers()
     )
-    return text.News(tuple(rows), missing)
+    return text.News(tuple(rows), missing, _next_boot(daemon))
+
+
+def _next_boot(daemon: client.Client) -> BootVerdict | None:
+    """The verdict on the kernel that the next boot takes, where it is a bad one."""
+    verdict, reasons = daemon.check_boot()
+    if verdict != "not-ready":
+        return None
+    kernel = next((str(one["release"]) for one in daemon.kernels() if one["boot_default"]), "")
+    return BootVerdict(kernel=kernel, verdict="not-ready", reasons=tuple((one[0], one[1], one[2]) for one in reasons))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The reading verbs: status, kernels, explain, check, log, which, jobs."""
+"""The reading verbs: status, kernels, explain, log, which, jobs."""
 
 import argparse
 import json
@@ -13,8 +13,6 @@ from kmodhookd import client
 from kmodhookd.cli.exits import Exit
 from kmodhookd.errors import NotFound
 
-CHECK_EXIT = {"ready": Exit.DONE, "not-ready": Exit.FAILED, "unknown": Exit.WAITING}
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the verb."""
@@ -25,7 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
         "status": _status,
         "kernels": _kernels,
         "explain": _explain,
-        "check": _check,
         "which": _which,
         "jobs": _jobs,
     }
@@ -173,24 +170,15 @@ def _explain(bus: client.Client, arguments: argparse.Namespace) -> int:
     return _json(told) if arguments.json else Exit.DONE
 
 
-def _check(bus: client.Client, arguments: argparse.Namespace) -> int:
-    verdict, reasons = bus.check_boot(arguments.kernel)
-    if arguments.json:
-        keys = ("module", "reason", "remedy")
-        _json({"verdict": verdict, "reasons": [dict(zip(keys, reason, strict=True)) for reason in reasons]})
-    else:
-        print(f"{arguments.kernel or 'the kernel of the next boot'}: {verdict}")
-        for module, reason, remedy in reasons:
-            print(f"  {module}: {reason}" + (f"\n    -> {remedy}" if remedy else ""))
-    return CHECK_EXIT.get(verdict, Exit.WAITING)
-
-
 def _which(bus: client.Client, arguments: argparse.Namespace) -> int:
-    facts = bus.who_provides(os.path.abspath(arguments.path))
+    from kmodhookd.cli import whose
+
+    facts = whose.which(bus, arguments.path)
     if arguments.json:
         return _json(facts)
     for key, value in facts.items():
-        print(f"{key}: {value}")
+        if value:
+            print(f"{key}: {value}")
     return Exit.DONE
 
 

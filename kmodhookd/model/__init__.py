@@ -6,6 +6,7 @@ gets in here: such names are reported as problems where they are found.
 """
 
 from kmodhookd.model.base import NAME_PATTERN, SAFE_LENGTH, Noun, Remembered
+from kmodhookd.model.boot import BootFacts, Initramfs, Need, NeedKind
 from kmodhookd.model.disk import (
     Artifact,
     BuiltModule,
@@ -26,39 +27,51 @@ from kmodhookd.model.disk import (
 )
 from kmodhookd.model.inputs import PARTS, HeaderInputs, Inputs, Provenance
 from kmodhookd.model.plan import Action, ActionKind, BootVerdict, Cell, Fact, MissingHeaders, Plan, State, Target
+from kmodhookd.model.verdict import VMLINUX, Export, KernelFacts, ModuleFacts, Reason, Refusal, Verdict
 
 __all__ = [
     "NAME_PATTERN",
     "PARTS",
     "SAFE_LENGTH",
+    "VMLINUX",
     "Action",
     "ActionKind",
     "Artifact",
+    "BootFacts",
     "BootVerdict",
     "BuiltModule",
     "Cell",
     "Conf",
     "Decision",
     "DecisionKind",
+    "Export",
     "Fact",
     "Failure",
     "FailureClass",
     "HeaderInputs",
     "Headers",
     "HeadersState",
+    "Initramfs",
     "Inputs",
     "InstalledFile",
     "Inventory",
     "Kernel",
+    "KernelFacts",
     "MissingHeaders",
+    "ModuleFacts",
+    "Need",
+    "NeedKind",
     "Noun",
     "Placement",
     "Plan",
     "Provenance",
+    "Reason",
     "Recipe",
     "Record",
+    "Refusal",
     "Remembered",
     "Source",
     "State",
     "Target",
+    "Verdict",
 ]

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is on the disk: kernels, sources, modules, what is remembered of builds, what people decided."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
 from kmodhookd.model.base import Noun, OfCell
+from kmodhookd.model.boot import BootFacts
 from kmodhookd.model.inputs import HeaderInputs, Inputs, Provenance
+from kmodhookd.model.verdict import Verdict
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
 
@@ -135,6 +138,7 @@ class Artifact(Noun):
     version: str = ""
     srcversion: str = ""
     signer: str = ""
+    package: str = ""  # that owns the file; asked for what is not ours only
     problem: str = ""  # why it is not a usable module
 
 
@@ -161,6 +165,7 @@ class Record(OfCell):
     mechanism: str = ""  # the sandbox that was used
     log: str = ""
     by_hand: bool = False  # a person's explicit verb put it there
+    over_in_tree: bool = False  # a person put it there although the kernel's own was the same or newer
     for_headers: bool = False  # … when there were only headers: that there is no kernel is no reason to take it out
     key: str = ""  # SHA-256 of the certificate that what lies in the DKMS tree is signed for; "" = it is not signed
     installed_key: str = ""  # the same of what is installed
@@ -235,6 +240,7 @@ class Placement(OfCell):
     stored: tuple[Artifact, ...] = ()  # in the DKMS tree
     installed: tuple[Artifact, ...] = ()  # in the kernel's tree, at the places where we or DKMS would put them
     in_tree: tuple[Artifact, ...] = ()  # the kernel's own modules of the same names
+    unlisted: tuple[str, ...] = ()  # of `installed`, what the kernel's module index does not name
     weak: tuple[Artifact, ...] = ()  # links of the distribution's weak-modules tools; dangling ones have a `problem`
     archived: bool = False  # originals of this module are kept in the DKMS tree, of whatever version
     outdated: str = ""  # why what is built no longer fits a dependency (BUILD_DEPENDS_REBUILD), as DKMS's markers say
@@ -244,9 +250,18 @@ class Placement(OfCell):
     inputs: Inputs | None = None  # the same, part by part
     newer: tuple[str, ...] = ()  # files of the source that changed since what is installed was built; the first few
     misfit: str = ""  # why what was taken over from another kernel fits no longer
+    foreign_headers: bool = False  # the headers in `fingerprint` are not this kernel's own
     tools: str = ""  # of the compilers that are there: another one is a reason to try again, none to build again
     key: str = ""  # SHA-256 of the certificate that signs for this kernel now; "" = nothing is signed
     signing: str = ""  # of all that signing depends on: a change is a reason to try again what could not be signed
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The kernel modules that it is, as the kernel calls them: dashes are underscores (modprobe(8))."""
+        made = {artifact.module for artifact in (*self.stored, *self.installed)}
+        if self.recipe is not None:
+            made |= {module.dest_name for module in self.recipe.modules if not module.excluded}
+        return frozenset(name.replace("-", "_") for name in made)
 
 
 class Inventory(Noun):
@@ -265,4 +280,6 @@ class Inventory(Noun):
     parked: tuple[str, ...] = ()  # MODULE/VERSION deregistered within a running package upgrade
     orphans: tuple[tuple[str, str, str, str], ...] = ()  # module, version, release, arch built for what is no kernel
     departed: tuple[tuple[str, str], ...] = ()  # module, version that went with their package
+    verdicts: Mapping[str, Verdict] = {}  # on modules in kernels' trees that are not the kernels' own, by path
+    boot: BootFacts = BootFacts()
     unlisted: tuple[str, ...] = ()  # kernels whose module index others made and that lacks modules of ours

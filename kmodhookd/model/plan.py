@@ -39,11 +39,13 @@ class Cell(OfCell):
     """The verdict on one version of a module on one kernel."""
 
     state: State
-    facts: tuple[Fact, ...] = ()
+    facts: tuple[Fact, ...] = ()  # what decided the state, then what else holds
+    chain: tuple[Fact, ...] = ()  # everything from the source to the state, in order
     required: bool = False
     wanted: bool = True  # the version that is taken on this kernel, and goes there by itself
     there: bool = False  # its modules are in the kernel's tree, whole, whatever else is wrong
     origin: str = ""  # the kernel that what is installed was built for, when that is another one
+    loads: bool | None = None  # … and load; None = cannot be told
 
 
 class ActionKind(StrEnum):

@@ -20,28 +20,18 @@ MAX_PROGRAM = 64 << 20  # bytes; GCC's driver has 1 MiB
 SAYS = re.compile(rb"\0(\([ -'*-~]*\d+\.\d+[ -'*-~]*\)) \0|\0([ -~]{0,40}clang version \d[ -~]{0,60})\0")
 
 
-def which(root: Root, program: str) -> str:
-    """Where a program is inside the root; "" when it is not."""
-    for directory in run.PATH.split(":"):
-        path = f"{directory}/{program}"
-        found = root.resolve(path)
-        if found.is_file() and os.access(found, os.X_OK):
-            return path
-    return ""
-
-
 def choose(root: Root, used: str, insisted: str, *, clang: bool) -> str:
     """The compiler by name. Debian's headers insist on theirs (`.kernelvariables`), others only say what made them.
 
     `used` is CONFIG_CC_VERSION_TEXT, `clang` CONFIG_CC_IS_CLANG.
     """
     made_by = used.partition(" ")[0]
-    if made_by and which(root, made_by):
+    if made_by and run.which(root, made_by):
         return made_by
     if insisted:
         return insisted
     plain = ("clang",) if clang else ("gcc", "cc")
-    return next((name for name in plain if which(root, name)), made_by or plain[0])
+    return next((name for name in plain if run.which(root, name)), made_by or plain[0])
 
 
 class _Cache(Remembered):
@@ -75,7 +65,7 @@ class Compilers:
 
     def _identify(self, name: str) -> str:
         try:
-            path = which(self.root, name)
+            path = run.which(self.root, name)
             if not path:
                 return ""
             with self.root.resolve(path).open("rb") as file:

@@ -4,6 +4,7 @@
 import re
 from dataclasses import dataclass
 
+from kmodhookd.observe import kmodconf
 from kmodhookd.observe.modtree import module_name
 from kmodhookd.root import Root
 
@@ -58,29 +59,12 @@ class Order:
 
 
 def read(root: Root) -> Order:
-    """The configuration. Files that cannot be read count as empty: depmod could not read them either."""
-    files: dict[str, str] = {}
-    for directory in DIRECTORIES:
-        place = root.resolve(directory)
-        if place.is_dir():
-            for path in place.iterdir():
-                if path.name.endswith(".conf"):
-                    files.setdefault(path.name, f"{directory}/{path.name}")
+    """The configuration."""
     search: list[str] = []
     overrides: list[Override] = []
-    for name in sorted(files):
-        for words in _lines(root, files[name]):
-            if words[0] == "search":
-                search += [word.strip("/") for word in words[1:]]
-            elif words[0] == "override" and len(words) == 4:
-                overrides.append(Override(module_name(words[1]), words[2], words[3].strip("/")))
+    for _, words in kmodconf.lines(root, DIRECTORIES):
+        if words[0] == "search":
+            search += [word.strip("/") for word in words[1:]]
+        elif words[0] == "override" and len(words) == 4:
+            overrides.append(Override(module_name(words[1]), words[2], words[3].strip("/")))
     return Order(tuple(search) or DEFAULT, tuple(overrides))
-
-
-def _lines(root: Root, inside: str) -> list[list[str]]:
-    try:
-        text = root.resolve(inside).read_text("utf-8", "replace")
-    except OSError:
-        return []
-    lines = [line.partition("#")[0].split() for line in text.replace("\\\n", " ").splitlines()]
-    return [words for words in lines if words]

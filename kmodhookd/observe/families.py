@@ -55,6 +55,10 @@ class Family:
         """The command that installs a package; "" when there is no package manager that we know."""
         return ""
 
+    def reinstall_command(self, package: str) -> str:
+        """The command that puts a package's files in place again, or installs it."""
+        return self.install_command(package)
+
     def package_locks(self) -> tuple[str, ...]:
         """Files that the package manager locks, or makes, while it is at work."""
         return ()
@@ -96,6 +100,9 @@ class Debian(Family):
 
     def install_command(self, package: str) -> str:
         return f"apt install {package}"
+
+    def reinstall_command(self, package: str) -> str:
+        return f"apt install --reinstall {package}"
 
     def package_locks(self) -> tuple[str, ...]:
         return ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock")
@@ -167,6 +174,9 @@ class Suse(_Rpm):
 
     def install_command(self, package: str) -> str:
         return f"zypper install {package}"
+
+    def reinstall_command(self, package: str) -> str:
+        return f"zypper install --force {package}"
 
 
 FAMILIES: tuple[tuple[str, type[Family]], ...] = (  # prefix of an os-release identifier → family, as DKMS has it

@@ -18,17 +18,15 @@ from pathlib import Path
 from kmodhookd import store
 from kmodhookd.errors import InvalidArgument
 from kmodhookd.model import HeaderInputs, Headers, HeadersState, Remembered
-from kmodhookd.observe import boot, inputs
+from kmodhookd.observe import belonging, boot, inputs
 from kmodhookd.observe.families import Family
 from kmodhookd.root import Root
 
 MAX_TEXT = 16 << 20
 MAX_ENTRIES = 200_000  # Debian's headers have 16 000 entries, a whole kernel source 90 000
 SETTLED = 60.0  # seconds without a change after which a tree is not walked again until something at its top changes
-CONFIGS = ("include/config/auto.conf", ".config")
 INCLUDE = re.compile(rb"^\s*include\s+(/\S+)", re.MULTILINE)
 UTS_RELEASE = re.compile(r'#define\s+UTS_RELEASE\s+"([^"]*)"')
-SETTING = re.compile(r"^(CONFIG_\w+)=(.*)$", re.MULTILINE)
 # What the outcome of a build depends on: exported symbols, configuration, compiler, release. Module.symvers stands for
 # the header files proper: what a symbol's type is made of is in its CRC.
 INPUTS = (
@@ -64,6 +62,8 @@ class Subject:
     package: str = ""  # that owns the image
     is_kernel: bool = True  # False: only headers are there
     asked: str = ""  # the directory that one call asks for instead of the tree's `build` (--kernelsourcedir)
+    modules: tuple[str, ...] = ()  # some of the kernel's own (`belonging.samples`)
+    image: str = ""
 
 
 class _Walked(Remembered):
@@ -75,10 +75,11 @@ class _Stored(Remembered):
     fingerprints: dict[str, str] = {}
     inputs: dict[str, HeaderInputs] = {}
     walks: dict[str, _Walked] = {}
+    differences: dict[str, str] = {}
 
 
 class Memory:
-    """What need not be read again: fingerprints by the stat of their inputs, ages by the stat of a tree's top."""
+    """What need not be read again: fingerprints and differences by the stat of what they are of, ages by that of a tree's top."""
 
     FILE = f"{store.CACHE}/headers.json"
 
@@ -96,6 +97,11 @@ class Memory:
         known = self._used.inputs.get(signature) or self._known.inputs.get(signature) or compute()
         self._used.inputs[signature] = known
         return known
+
+    def difference(self, signature: str, compute: Callable[[], str]) -> str:
+        known = self._known.differences.get(signature)
+        found = self._used.differences[signature] = compute() if known is None else known
+        return found
 
     def youngest(self, directory: str, signature: str, compute: Callable[[], float]) -> float:
         walked = self._used.walks.get(directory) or self._known.walks.get(directory)
@@ -164,7 +170,7 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
     tree: _Tree | None = None
     try:
         tree = _Tree(root, _directory(root, subject))
-        config = _parse(tree.text(CONFIGS[0])) or _parse(tree.text(CONFIGS[1]))
+        config = _parse(tree.text(inputs.CONFIGS[0])) or _parse(tree.text(inputs.CONFIGS[1]))
         _check_complete(tree, config)
     except _Missing as missing:
         found = _missing(subject, family, missing)
@@ -175,6 +181,8 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
     release = _release(tree)
     signature = tree.signature((*INPUTS, inputs.VERSION))
     detail = _mismatch(subject, release, config)
+    other_build = "" if detail else _other_build(tree, subject, config, memory)
+    detail = detail or other_build
     state = HeadersState.MISMATCHED if detail else HeadersState.PRESENT
     if not subject.is_kernel:
         state, detail = HeadersState.ALONE, detail or "there is no kernel with them"
@@ -183,7 +191,7 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
         state=state,
         directory=tree.directory,
         package=package,
-        command=family.install_command(package) if package and state is HeadersState.MISMATCHED else "",
+        command=_remedy(family, package, again=bool(other_build)) if state is HeadersState.MISMATCHED else "",
         detail=detail,
         release=release,
         fingerprint=memory.fingerprint(tree.signature(INPUTS), lambda: _fingerprint(tree)),
@@ -278,6 +286,28 @@ def _mismatch(subject: Subject, release: str, config: Mapping[str, str]) -> str:
     return ""
 
 
+def _other_build(tree: _Tree, subject: Subject, config: Mapping[str, str], memory: Memory) -> str:
+    """Why headers of this release are not of the build that the kernel is of; "" when nothing shows it."""
+    if not subject.is_kernel:
+        return ""
+
+    def compare() -> str:
+        uts = belonging.uts_version(tree.text(name) for name in belonging.UTS_FILES)
+        build = belonging.Build(tree.at("Module.symvers"), config, uts)
+        return belonging.difference(tree.root, subject.modules, subject.image, build)
+
+    kernel = _Tree(tree.root, "").signature(tuple(filter(None, (*subject.modules, subject.image))))
+    found = memory.difference(f"{tree.signature((*INPUTS, *belonging.UTS_FILES))} {kernel}", compare)
+    return f"the headers are of another build of {subject.release}: {found}" if found else ""
+
+
+def _remedy(family: Family, package: str, *, again: bool) -> str:
+    """The command that installs a package, or does so again although it is there."""
+    if not package:
+        return ""
+    return family.reinstall_command(package) if again else family.install_command(package)
+
+
 def architecture(config: Mapping[str, str]) -> str:
     """`uname -m` of a kernel, from its configuration; "" when it cannot be told."""
     for setting, arch in ARCHITECTURES:
@@ -296,7 +326,7 @@ def kernel_config(root: Root, release: str, directory: str = "", *, asked: str =
     Empty when there is none. `asked` (--config) is read instead of the headers'. In the order of dkms(8), then where
     distributions put it.
     """
-    places = [f"{directory}/{name}" for name in CONFIGS] if directory else []
+    places = [f"{directory}/{name}" for name in inputs.CONFIGS] if directory else []
     places = [asked] if asked else places
     places += [f"{root.inside(root.modules)}/{release}/config", f"/boot/config-{release}"]
     for inside in places:
@@ -308,7 +338,7 @@ def kernel_config(root: Root, release: str, directory: str = "", *, asked: str =
 
 
 def _parse(text: str) -> dict[str, str]:
-    return {key: value.strip('"') for key, value in SETTING.findall(text)}
+    return {key: value.strip('"') for key, value in inputs.SETTING.findall(text)}
 
 
 # --- changed or not --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ depmod.
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from kmodhookd import store
 from kmodhookd.root import Root
@@ -46,11 +46,21 @@ def lacks(root: Root, release: str, tree: str, modules: Collection[str]) -> bool
     ours = [now in made for now in here]
     if any(ours):
         return not all(ours)  # a slower depmod's files came between
+    known = content(root, release)
+    return bool(known) and bool(unnamed(known, tree, modules))
+
+
+def content(root: Root, release: str) -> bytes:
+    """A kernel's index as it lies there; b"" when there is none."""
     try:
-        content = (root.modules / release / DEPENDENCIES).read_bytes()
+        return (root.modules / release / DEPENDENCIES).read_bytes()
     except OSError:
-        return False
-    return any(os.fsencode(f"{path.removeprefix(f'{tree}/')}:") not in content for path in modules)
+        return b""
+
+
+def unnamed(index: bytes, tree: str, modules: Iterable[str]) -> tuple[str, ...]:
+    """Which of these files (paths inside the root) the content of an index does not name."""
+    return tuple(path for path in modules if os.fsencode(f"{path.removeprefix(f'{tree}/')}:") not in index)
 
 
 def _identities(root: Root, release: str) -> list[str]:

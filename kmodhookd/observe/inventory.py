@@ -24,6 +24,7 @@ from kmodhookd.model import (
     Source,
 )
 from kmodhookd.observe import (
+    bootneeds,
     decisions,
     dependencies,
     dkmsconf,
@@ -66,6 +67,7 @@ class _Look:
     trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
     configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
     signing: dict[str, keys.Signing] = field(default_factory=dict)
+    indexes: dict[str, bytes] = field(default_factory=dict)  # release → its module index
     records: dict[decisions.Cell, Record] = field(default_factory=dict)
     recorded: dict[tuple[str, str], set[str]] = field(
         default_factory=lambda: defaultdict(set)
@@ -103,6 +105,7 @@ def look(root: Root, settings: Settings) -> Inventory:
             placements += _placements(at, broken, usable)
     at.inspector.save()
     at.compilers.save()
+    placements = _with_owners(placements, owners)
     here = {kernel.release for kernel in kernels}
     known = {(source.module, source.version) for source in found}
     orphans = sorted(cell for cell in cells if cell[2] not in here or cell[:2] not in known)
@@ -114,6 +117,7 @@ def look(root: Root, settings: Settings) -> Inventory:
         decisions=decisions.decisions(root),
         family=family.name,
         stable_abi=families.stable_abi(root),
+        boot=bootneeds.facts(root, settings, kernels, placements),
         boot_default=next((kernel.release for kernel in kernels if kernel.boot_default), ""),
         running=next((kernel.release for kernel in kernels if kernel.running), ""),
         problems=tuple(dict.fromkeys(at.problems)),
@@ -209,6 +213,7 @@ def _placement(
         active=at.tree.active.get((source.module, kernel.release, kernel.arch)) == source.version,
         stored=stored,
         installed=tuple(groups["installed"]),
+        unlisted=_unlisted(at, kernel, groups["installed"]),
         in_tree=tuple(groups["in_tree"]),
         weak=tuple(groups["weak"]),
         archived=(source.module, kernel.release, kernel.arch) in at.tree.originals,
@@ -216,6 +221,8 @@ def _placement(
         record=record,
         failure=decisions.failure(at.root, cell),
         fingerprint=fingerprint,
+        foreign_headers=kernel.headers.state is HeadersState.MISMATCHED
+        and not at.settings.invocation.kernel_source_dir,
         inputs=made_from,
         newer=_newer(at, source, record, made_from),
         misfit=misfits.misfit(at.root, kernel, record, made_from),
@@ -280,6 +287,25 @@ def _classify(
                 # At our own place it may be what a DKMS that was killed put there.
                 groups["in_tree"].append(at.inspector.artifact(found.path, hashed=found.path in targets))
     return groups
+
+
+def _unlisted(at: _Look, kernel: Kernel, installed: list[Artifact]) -> tuple[str, ...]:
+    """What of a module's files the kernel's index does not name."""
+    if not installed:
+        return ()
+    if kernel.release not in at.indexes:
+        at.indexes[kernel.release] = index.content(at.root, kernel.release)
+    return index.unnamed(at.indexes[kernel.release], kernel.tree, [artifact.path for artifact in installed])
+
+
+def _with_owners(placements: list[Placement], owners: Owners) -> list[Placement]:
+    """With the packages of the files of the names of our modules that are not ours. One question for all of them."""
+    paths = sorted({artifact.path for one in placements for artifact in one.in_tree})
+    owned = owners.owner(paths) if paths else {}
+    if not any(owned.values()):
+        return placements
+    told = [tuple(a.model_copy(update={"package": owned[a.path]}) for a in one.in_tree) for one in placements]
+    return [one.model_copy(update={"in_tree": files}) for one, files in zip(placements, told, strict=True)]
 
 
 def _is_weak(at: _Look, kernel: Kernel, found: Found) -> bool:

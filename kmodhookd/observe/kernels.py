@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from kmodhookd.errors import Fault, InvalidArgument
-from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Kernel
-from kmodhookd.observe import boot, elf, headers, modtree
+from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Kernel, ModuleFacts
+from kmodhookd.observe import belonging, boot, efivars, elf, headers, modtree, nextboot
 from kmodhookd.observe.families import Family
 from kmodhookd.observe.owners import Owners
 from kmodhookd.root import Root
@@ -59,8 +59,8 @@ def kernels(
         surveys.update({tree.release: tree.survey for tree in trees})
     packages = _packages(trees, owners)
     memory = headers.Memory(root)
-    default = boot.boot_default(root, {tree.release: tree.pkgbase for tree in trees if tree.is_kernel})
     running = running_release(root)
+    default = _default(root, trees, running)
     result = []
     for tree in trees:
         asked = settings.invocation.kernel_source_dir
@@ -78,7 +78,13 @@ def kernels(
 
 def boot_default(root: Root, settings: Settings) -> str:
     """The release that the next boot takes; "" when there is no kernel."""
-    return boot.boot_default(root, {t.release: t.pkgbase for t in _trees(root, settings, []) if t.is_kernel})
+    return _default(root, _trees(root, settings, []), running_release(root))
+
+
+def _default(root: Root, trees: Sequence[_Tree], running: str) -> str:
+    """EFI variables are asked only where the root is that of the machine, which then knows its running kernel."""
+    releases = {tree.release: tree.pkgbase for tree in trees if tree.is_kernel}
+    return nextboot.boot_default(root, releases, variables=efivars.DIRECTORY if running else "")
 
 
 def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: headers.Memory, asked: str) -> Kernel:
@@ -93,6 +99,8 @@ def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: heade
         pkgbase=tree.pkgbase,
         package=package,
         is_kernel=tree.is_kernel,
+        modules=belonging.samples(tree.survey.modules, tree.inside),
+        image=tree.image,
     )
     found = headers.headers(root, subject, family, memory)
     if asked:
@@ -230,12 +238,12 @@ def _packages(trees: Sequence[_Tree], owners: Owners) -> dict[str, str]:
     return {tree.release: found.get(tree.release, "") for tree in trees}
 
 
-def _own(root: Root, tree: _Tree) -> elf.ModuleInfo:
+def _own(root: Root, tree: _Tree) -> ModuleFacts:
     """One of the kernel's own modules, which tells its architecture; one that says nothing when there is none."""
     if tree.survey.own:
         with contextlib.suppress(Fault):
             return elf.read_module(root.resolve(tree.survey.own))
-    return elf.ModuleInfo(name="")
+    return ModuleFacts(name="")
 
 
 def _compression(root: Root, tree: _Tree) -> Literal["", "gz", "xz", "zst"]:

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kmodhookd.errors import Fault
-from kmodhookd.model import HeadersState, Inputs, Kernel, Record
+from kmodhookd.model import HeadersState, Inputs, Kernel, ModuleFacts, Record
 from kmodhookd.observe import elf, symvers
 from kmodhookd.root import Root
 
 RUST = b"rustc version "  # in .comment: Rust has neither a stable layout nor CRCs that say so
 
 
-def refusal(path: Path, kernel: Kernel, exported: Mapping[str, int], own: elf.ModuleInfo | None) -> str:
+def refusal(path: Path, kernel: Kernel, exported: Mapping[str, int], own: ModuleFacts | None) -> str:
     """Why a module file, not compressed, is not for this kernel; "" when it is.
 
     `exported`: symbol → CRC, of the kernel and of the modules that come along; `own`: a module of the kernel's own.

@@ -1,17 +1,116 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Will a kernel boot with its modules: the verdict from what is known of each module's cell."""
+"""Will a kernel boot with its modules: the verdict from what is known of each module's cell and of who needs it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from kmodhookd.model import BootVerdict, Cell, HeadersState, Kernel, State
+from kmodhookd.model import (
+    BootVerdict,
+    Cell,
+    FailureClass,
+    HeadersState,
+    Initramfs,
+    Inventory,
+    Kernel,
+    NeedKind,
+    Placement,
+    Refusal,
+    State,
+)
+from kmodhookd.plan import cells as cell_rules
+from kmodhookd.plan import loading
 from kmodhookd.settings import Settings
 
 FINE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
 WRONG = frozenset({State.BROKEN, State.DAMAGED, State.FAILED})  # counts whether or not it would go there by itself
+COMING = frozenset({State.ADDED, State.BUILT})
+OF_THE_MOMENT = frozenset({FailureClass.CANCELLED, FailureClass.KILLED, FailureClass.TIMEOUT, FailureClass.SPACE})
+MOMENT = 2.0  # seconds: what an ESP's file system rounds its times to
+REQUIRED = "policy.required names it"
 
 
-def verdict(kernel: Kernel, cells: Iterable[Cell], settings: Settings) -> BootVerdict:
-    """`ready` when every module that should be there is; modules of `policy.required`, when given, decide alone.
+@dataclass(frozen=True)
+class _Why:
+    """Why a boot needs a module, in words."""
+
+    rank: int  # the lower, the worse it is to boot without it
+    words: str
+
+
+NOBODY = _Why(9, "")
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """What speaks against a boot."""
+
+    module: str
+    text: str
+    remedy: str
+    decisive: bool
+    rank: int
+
+    @property
+    def key(self) -> tuple[bool, int, str]:
+        """The most important first."""
+        return not self.decisive, self.rank, self.module
+
+
+class _Look:
+    """The inventory, indexed."""
+
+    def __init__(self, inventory: Inventory, settings: Settings) -> None:
+        self.inventory = inventory
+        self.settings = settings
+        self.placements = {placement.cell: placement for placement in inventory.placements}
+        self.kernels = {kernel.release: kernel for kernel in inventory.kernels}
+        self.images = {one.kernel: one for one in inventory.boot.initramfs}
+        booted = self.images.get(inventory.running)
+        self.booted_with = frozenset(booted.modules or ()) if booted else frozenset()  # what the machine came up with
+
+    def why(self, cell: Cell) -> _Why:
+        """The best reason for which a boot needs a module."""
+        if self.is_required(cell):
+            return _Why(0, REQUIRED)
+        names = self.names(cell)
+        found = [NOBODY]
+        for need in self.inventory.boot.needs:
+            if need.name in names and need.kind is NeedKind.INITRAMFS:
+                found.append(_Why(1, f"{need.place} puts it into the initramfs"))
+            elif need.name in names and need.kind is NeedKind.LOAD:
+                found.append(_Why(3, f"{need.place} has it loaded at boot"))
+            elif need.name in names:
+                found.append(_Why(4, "it is loaded now"))
+        if names & self.booted_with:
+            found.append(_Why(2, f"the initramfs of {self.inventory.running}, which is running, holds it"))
+        return min(found, key=lambda why: why.rank)
+
+    def is_required(self, cell: Cell) -> bool:
+        """Whether the administrator's list has it, by the name of its source or of one of its modules."""
+        asked = {name.replace("-", "_") for name in self.settings.policy.required}
+        return cell.required or bool(asked & self.names(cell))
+
+    def decides(self, cell: Cell) -> bool:
+        """Modules of `policy.required`, when given, decide alone."""
+        return not self.settings.policy.required or self.is_required(cell)
+
+    def names(self, cell: Cell) -> frozenset[str]:
+        """The kernel modules that a cell is about."""
+        placement = self.placements.get(cell.cell)
+        return placement.names if placement is not None else frozenset()
+
+
+def verdicts(inventory: Inventory, cells: Iterable[Cell], settings: Settings) -> tuple[BootVerdict, ...]:
+    """The verdict on every kernel."""
+    at = _Look(inventory, settings)
+    by_kernel: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_kernel.setdefault(cell.kernel, []).append(cell)
+    return tuple(_verdict(at, kernel, by_kernel.get(kernel.release, ())) for kernel in inventory.kernels)
+
+
+def _verdict(at: _Look, kernel: Kernel, cells: Sequence[Cell]) -> BootVerdict:
+    """`ready` when every module that should be there is, and every one that the initramfs should hold is in it.
 
     A kernel that is not there (headers alone) cannot be told about. A module is fine when any version of it is in place,
     even one whose source is unusable by now: it loads all the same.
@@ -20,20 +119,135 @@ def verdict(kernel: Kernel, cells: Iterable[Cell], settings: Settings) -> BootVe
         return BootVerdict(kernel=kernel.release, verdict="unknown")
     by_module: dict[str, list[Cell]] = {}
     for cell in cells:
-        if cell.kernel == kernel.release:
-            by_module.setdefault(cell.module, []).append(cell)
-    reasons = []
-    decisive = False
-    for module, versions in sorted(by_module.items()):
-        if any(cell.there or cell.state in FINE for cell in versions):
-            continue
-        versions = [cell for cell in versions if cell.state is not State.EXCLUDED]
-        if not versions:
-            continue
-        worst = max(versions, key=lambda cell: (cell.wanted, cell.state in WRONG))
-        if not (worst.wanted or worst.state in WRONG or worst.required):
-            continue
-        fact = worst.facts[0]
-        reasons.append((module, f"{worst.state}: {fact.verdict}", fact.remedy))
-        decisive = decisive or not settings.policy.required or worst.required
-    return BootVerdict(kernel=kernel.release, verdict="not-ready" if decisive else "ready", reasons=tuple(reasons))
+        by_module.setdefault(cell.module, []).append(cell)
+    reasons = [
+        _Reason(name, f"there is no source of it, and the kernel has none of its own; {REQUIRED}", "", True, 0)
+        for release, name in at.inventory.boot.absent
+        if release == kernel.release
+    ]
+    for versions in by_module.values():
+        there = [cell for cell in versions if cell.there or cell.state in FINE]
+        reasons += _in_place(at, kernel, there[0]) if there else _not_in_place(at, kernel, versions)
+    reasons.sort(key=lambda reason: reason.key)
+    return BootVerdict(
+        kernel=kernel.release,
+        verdict="not-ready" if any(reason.decisive for reason in reasons) else "ready",
+        reasons=tuple((reason.module, reason.text, reason.remedy) for reason in reasons),
+    )
+
+
+# --- modules that are not there -----------------------------------------------------------------------------------------
+
+
+def _not_in_place(at: _Look, kernel: Kernel, versions: Sequence[Cell]) -> list[_Reason]:
+    applicable = [cell for cell in versions if cell.state is not State.EXCLUDED] or [
+        cell for cell in versions if _is_missed(at, cell)
+    ]
+    if not applicable:
+        return []
+    worst = max(applicable, key=lambda cell: (cell.wanted, cell.state in WRONG))
+    why = at.why(worst)
+    if not (worst.wanted or worst.state in WRONG or why is not NOBODY):
+        return []
+    fact = worst.facts[0]
+    text, remedy = _prediction(at, kernel, worst) or (fact.verdict, fact.remedy)
+    words = f"{worst.state}: {text}" + (f"; {why.words}" if why.words else "")
+    return [_Reason(worst.module, words, remedy, at.decides(worst), why.rank)]
+
+
+def _is_missed(at: _Look, cell: Cell) -> bool:
+    """Whether a boot misses what is excluded: not what a person took away, but what its own dkms.conf says no to."""
+    placement = at.placements.get(cell.cell)
+    own_word = placement is not None and placement.recipe is not None and placement.recipe.excluded
+    return bool(own_word) and cell.facts[0].verdict == own_word and at.why(cell).rank <= 3
+
+
+def _prediction(at: _Look, kernel: Kernel, cell: Cell) -> tuple[str, str] | None:
+    """What becomes of a module that is about to be built by itself, and what to do; None for one that is not."""
+    coming = cell.state in COMING and cell.wanted and kernel.headers.state is HeadersState.PRESENT
+    placement = at.placements.get(cell.cell)
+    if not coming or placement is None:
+        return None
+    others = [one for one in at.inventory.placements if one.module == cell.module and one.kernel != cell.kernel]
+    failed = [one for one in others if one.version == cell.version and _failed_for_good(one)]
+    for other in failed:
+        there = at.kernels[other.kernel]
+        if there.headers.fingerprint == kernel.headers.fingerprint and other.failure is not None:
+            log = f"kmodhookctl log {cell.module}/{cell.version} -k {other.kernel}"
+            text = f"not built yet, and it will not build: the same failed for {other.kernel}: {other.failure.reason}"
+            return text, other.failure.remedy or log
+    same = [one for one in others if at.kernels[one.kernel].flavour == kernel.flavour]
+    text = (
+        "not built yet: its headers are there, it is built by itself"
+        if cell.state is State.ADDED
+        else "built, goes in next"
+    )
+    doubt = next((one for one in failed if one in same), None)
+    if doubt is not None and doubt.failure is not None:
+        text += f", but may fail as it did for {doubt.kernel}: {doubt.failure.reason}"
+    elif cell.state is State.ADDED:
+        text += _duration(same, "for this flavour") or _duration(others, "")
+    return text, f"kmodhookctl reconcile --wait -k {kernel.release}"
+
+
+def _failed_for_good(placement: Placement) -> bool:
+    """Whether it failed for what it was made from, and that is still so."""
+    failure = placement.failure
+    return failure is not None and failure.cause not in OF_THE_MOMENT and cell_rules.failure_stands(placement)
+
+
+def _duration(placements: Iterable[Placement], where: str) -> str:
+    """How long the last of these builds took, in words; "" when none is known."""
+    records = [one.record for one in placements if one.record is not None and one.record.seconds > 0]
+    last = max(records, key=lambda record: record.built, default=None)
+    if last is None:
+        return ""
+    return f" (the last build{' ' if where else ''}{where} took {max(1, round(last.seconds))} s)"
+
+
+# --- modules that are there ---------------------------------------------------------------------------------------------
+
+
+def _in_place(at: _Look, kernel: Kernel, cell: Cell) -> list[_Reason]:
+    """What speaks against a module that lies in the kernel's tree."""
+    placement = at.placements.get(cell.cell)
+    if placement is None or cell.state is State.IN_TREE:
+        return []
+    rank = at.why(cell).rank
+    found = _findings(at, kernel, placement)
+    return [_Reason(cell.module, text, remedy, at.decides(cell), rank) for text, remedy in found]
+
+
+def _findings(at: _Look, kernel: Kernel, placement: Placement) -> Iterator[tuple[str, str]]:
+    """Sentences and remedies: what the kernel would say to the file, and what the initramfs has of it."""
+    for verdict in loading.of(placement, at.inventory.verdicts):
+        for reason in verdict.reasons:
+            if reason.kind is not Refusal.BLACKLISTED:  # somebody's word: the boot is not to have it
+                yield f"{verdict.module} will not load: {reason.sentence}", reason.remedy
+    image = at.images.get(kernel.release)
+    wrong = _of_initramfs(at, image, placement) if image is not None else ""
+    if image is not None and wrong:
+        yield wrong, image.command or "make it again with the tool that makes it here"
+
+
+def _of_initramfs(at: _Look, image: Initramfs, placement: Placement) -> str:
+    """What is wrong with the initramfs, as a sentence: it lacks what it should hold, or holds what is no longer so.
+
+    One that was not looked into, or cannot be, is judged by its age.
+    """
+    listed = {need.name: need.place for need in at.inventory.boot.needs if need.kind is NeedKind.INITRAMFS}
+    asked = sorted(placement.names & listed.keys())
+    record = placement.record
+    stale = record is not None and image.made + MOMENT < record.installed
+    if image.modules is None:
+        late = f"{image.path} was made before {', '.join(asked)} came"
+        return f"{late}, and {listed[asked[0]]} puts it into the initramfs" if asked and stale else ""
+    held = placement.names & set(image.modules)
+    if missing := [name for name in asked if name not in held]:
+        return f"{', '.join(missing)} is not in {image.path}, and {listed[missing[0]]} puts it into the initramfs"
+    if missing := sorted((placement.names & at.booted_with) - held):
+        running = at.inventory.running
+        return (
+            f"{', '.join(missing)} is not in {image.path}, and the initramfs of {running}, which is running, holds it"
+        )
+    return f"{image.path} holds an older {', '.join(sorted(held))} than the installed one" if held and stale else ""

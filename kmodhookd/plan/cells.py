@@ -6,10 +6,11 @@ interface.md; the first that holds names the state, all of them are told by `Exp
 """
 
 import fnmatch
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kmodhookd.model import (
+    Artifact,
     Cell,
     Decision,
     Fact,
@@ -20,8 +21,9 @@ from kmodhookd.model import (
     Source,
     State,
 )
+from kmodhookd.model import Verdict as FileVerdict
 from kmodhookd.plan import decisions as decided
-from kmodhookd.plan import intree, reuse, staleness
+from kmodhookd.plan import intree, loading, reuse, staleness
 from kmodhookd.settings import Settings
 
 THERE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
@@ -39,6 +41,8 @@ class Context:
     cycle: tuple[str, ...]  # modules that wait for each other, this one first; empty when there is no such circle
     known_modules: frozenset[str]
     settings: Settings
+    verdicts: Mapping[str, FileVerdict] = field(default_factory=dict)  # Inventory.verdicts
+    elsewhere: tuple[Artifact, ...] = ()  # the modules of this source as they are built for another kernel
     stays: str = ""  # another version, which is installed there and stays until this one, which is taken, is there
 
 
@@ -89,6 +93,8 @@ def is_current(placement: Placement) -> bool:
         return False
     if record is None or not placement.fingerprint or not record.installed_fingerprint:
         return True
+    if placement.foreign_headers:  # what agrees with them was made with them
+        return record.installed_fingerprint != placement.fingerprint
     same = staleness.is_same(placement, record.installed_fingerprint, record.installed_provenance)
     return same and _key_agrees(placement, record.installed_key)
 
@@ -153,7 +159,7 @@ def judge(placement: Placement, context: Context) -> Cell:
             state, fact = verdict
             states.append(state)
             facts.append(fact)
-    facts += [*_signature(placement), *_remarks(placement, context)]
+    facts += [*_signature(placement), *remarks(placement, context), *loading.facts(placement, context.verdicts)]
     return Cell(
         module=placement.module,
         version=placement.version,
@@ -165,10 +171,11 @@ def judge(placement: Placement, context: Context) -> Cell:
         wanted=_is_wanted(placement, context),
         there=is_linked(placement) or is_installed(placement),
         origin=reuse.origin(placement, context.kernel) if states[0] is State.REUSED else "",
+        loads=loading.loads(placement, context.verdicts),
     )
 
 
-def _remarks(placement: Placement, context: Context) -> Iterator[Fact]:
+def remarks(placement: Placement, context: Context) -> Iterator[Fact]:
     """What is worth knowing besides."""
     if context.stays and not is_installed(placement):
         verdict = f"it is installed there, and stays until {placement.version} is"
@@ -241,6 +248,9 @@ def _reused(placement: Placement, context: Context) -> Verdict:
 def _stale(placement: Placement, context: Context) -> Verdict:
     if not is_installed(placement) or is_current(placement):
         return None
+    if placement.foreign_headers and not placement.outdated:
+        verdict = "it was built with headers that are not this kernel's own, and may not load"
+        return State.STALE, Fact(fact="headers", verdict=verdict, remedy=context.kernel.headers.command)
     signed = placement.record is not None and not _key_agrees(placement, placement.record.installed_key)
     still = f"no longer fits: {placement.misfit}" if placement.misfit else "still loads"
     verdict = f"{placement.outdated or staleness.reason(placement, other_key=signed)}; what is installed {still}"
@@ -249,7 +259,7 @@ def _stale(placement: Placement, context: Context) -> Verdict:
 
 
 def _in_tree(placement: Placement, context: Context) -> Verdict:
-    winner = intree.wins(placement, context.settings)
+    winner = intree.wins(placement, context.settings, context.elsewhere)
     if winner is None:
         return None
     verdict = f"the kernel's own {winner.path} has version {winner.version}, the same or newer"
@@ -257,7 +267,8 @@ def _in_tree(placement: Placement, context: Context) -> Verdict:
     return State.IN_TREE, Fact(fact="the kernel's own modules", verdict=verdict, remedy=remedy)
 
 
-def _excluded(placement: Placement, context: Context) -> Verdict:
+def excluded(placement: Placement, context: Context) -> Verdict:
+    """Whether a person, policy or dkms.conf says that it is not for this kernel."""
     if context.decision is not None:
         decision = context.decision
         where = f" from {decision.kernel}" if decision.kernel else ""
@@ -358,7 +369,7 @@ RULES = (
     _reused,
     _stale,
     _in_tree,
-    _excluded,
+    excluded,
     _failed,
     _waiting_kernel,
     _waiting_headers,

@@ -1,35 +1,55 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel's own modules of the names of ours: where they are the same or newer, we stand back (D2)."""
 
-from collections.abc import Iterable
+import fnmatch
+from collections.abc import Iterable, Sequence
 
 from kmodhookd.model import Artifact, Placement
 from kmodhookd.plan.versions import is_newer
 from kmodhookd.settings import Settings
 
 
-def winners(placement: Placement, settings: Settings) -> dict[str, Artifact]:
+def winners(placement: Placement, settings: Settings, elsewhere: Sequence[Artifact] = ()) -> dict[str, Artifact]:
     """Module → the kernel's own one that is the same or newer, for each built module of which there is one (D2).
 
     As DKMS decides ("version sanity"): a newer version wins; the same version wins when the source version (or the want of
     one) agrees as well; a module without a version never does, nor one whose version cannot be ordered (a commit's name).
-    Of several of one name each may win: the kernel loads but one of them, and it is not ours to say which.
+    Of several of one name each may win: the kernel loads but one of them, and it is not ours to say which. One that was
+    built for another kernel is none. `elsewhere`: the modules of the same source as built for another kernel, which are
+    compared where none is built for this one.
     """
-    if placement.module in settings.dkms.force_install:
+    if is_overridden(placement.module, settings):
         return {}
     found = {}
-    for artifact in placement.stored:
+    for artifact in placement.stored or elsewhere:
         for rival in placement.in_tree:
-            if kernel_name(rival) == kernel_name(artifact) and _wins(rival, artifact):
+            fits = rival.vermagic.partition(" ")[0] in ("", placement.kernel)
+            if fits and kernel_name(rival) == kernel_name(artifact) and _wins(rival, artifact):
                 found[kernel_name(artifact)] = rival
     return found
 
 
-def stands_back(placement: Placement, settings: Settings) -> frozenset[str]:
-    """The modules to leave out of an installation since the kernel's own win; not those that somebody put there before."""
+def is_overridden(module: str, settings: Settings) -> bool:
+    """Whether the kernel's own never win over a module: by its package's word to DKMS, or by the administrator's."""
+    patterns = settings.policy.over_in_tree
+    return module in settings.dkms.force_install or any(fnmatch.fnmatchcase(module, one) for one in patterns)
+
+
+def stands_back(placement: Placement, settings: Settings, *, running: bool = False) -> frozenset[str]:
+    """The modules to leave out of an installation since the kernel's own win. `running`: it is the running kernel."""
     if settings.invocation.force or settings.invocation.over_in_tree:
         return frozenset()
-    return frozenset(winners(placement, settings)) - names(placement.installed)
+    return frozenset(winners(placement, settings)) - kept(placement, running)
+
+
+def kept(placement: Placement, running: bool) -> set[str]:
+    """The modules that stay in although the kernel's own win.
+
+    Those of the running kernel, those that a person put there in spite of it, and those that real DKMS put there.
+    """
+    record = placement.record
+    stays = running or record is None or not record.files or record.over_in_tree
+    return names(placement.installed) if stays else set()
 
 
 def names(artifacts: Iterable[Artifact]) -> set[str]:
@@ -42,12 +62,20 @@ def kernel_name(artifact: Artifact) -> str:
     return artifact.module.replace("-", "_")
 
 
-def wins(placement: Placement, settings: Settings) -> Artifact | None:
+def kernel_name_of(path: str) -> str:
+    """The same of a file's path."""
+    return path.rpartition("/")[2].partition(".ko")[0].replace("-", "_")
+
+
+def wins(placement: Placement, settings: Settings, elsewhere: Sequence[Artifact] = ()) -> Artifact | None:
     """The kernel's own module that wins, when there is one for every module of the recipe: nothing is to be installed."""
-    found = winners(placement, settings)
-    if placement.recipe is None or not found or any(kernel_name(one) not in found for one in placement.stored):
+    found = winners(placement, settings, elsewhere)
+    if placement.recipe is None or not found:
         return None
-    return next(iter(found.values()))
+    needed = names(placement.stored)
+    if not needed:
+        needed = {module.dest_name.replace("-", "_") for module in placement.recipe.modules if not module.excluded}
+    return next(iter(found.values())) if needed and needed <= set(found) else None
 
 
 def _wins(rival: Artifact, artifact: Artifact) -> bool:

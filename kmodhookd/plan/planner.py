@@ -6,7 +6,7 @@ the gate holds back what we do by ourselves and nothing else; a tree that is sti
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kmodhookd.model import (
@@ -23,7 +23,7 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import boot, cells, decisions, dependencies, intree, reuse, warnings
+from kmodhookd.plan import aside, boot, cells, chain, decisions, dependencies, intree, registrations, reuse, warnings
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -51,6 +51,8 @@ class _Picture:
     chosen: dict[tuple[str, str], str] = field(default_factory=dict)  # module, kernel → version
     rivals: dict[tuple[str, str], list[Placement]] = field(default_factory=dict)  # module, kernel → every version
     there: Mapping[str, frozenset[str]] = field(default_factory=dict)  # kernel → modules on which others may build
+    barred: dict[tuple[str, str], Decision] = field(default_factory=dict)  # module, kernel → whose word keeps it away
+    ours: dict[str, frozenset[str]] = field(default_factory=dict)  # kernel → files there that are no rivals of ours
 
 
 def make(
@@ -69,18 +71,17 @@ def make(
     _choose(picture)
     _judge_all(picture)
     work = _work(picture, rebuild, now, held=held)
-    actions = [*_registrations(picture), *work.actions, *work.removals, *_removals(picture)]
+    actions = [*registrations.additions(inventory), *work.actions, *work.removals, *registrations.removals(inventory)]
     lacking = "its index lacks modules of ours"
     actions += [Action(kind=ActionKind.INDEX, kernel=one, reason=lacking) for one in inventory.unlisted]
     # In the middle of its package's upgrade nothing is done about a version (design.md, rule 4).
     actions = [one for one in actions if f"{one.module}/{one.version}" not in inventory.parked]
     allowed = [action for action in actions if _passes_gate(action, held, lifted)]
-    verdicts = tuple(boot.verdict(kernel, picture.cells.values(), settings) for kernel in inventory.kernels)
     return Plan(
         cells=tuple(picture.cells[key] for key in sorted(picture.cells)),
         actions=tuple(allowed),
         missing_headers=warnings.missing_headers(picture.cells.values(), picture.kernels),
-        boot=verdicts,
+        boot=boot.verdicts(inventory, picture.cells.values(), settings),
         look_again=min([*work.look_again, *_arriving(picture, now)], default=0.0),
         held_back=len(allowed) < len(actions),
         postponed=tuple(work.postponed),
@@ -122,6 +123,7 @@ def _best(picture: _Picture, newest_first: Sequence[Placement]) -> Placement | N
         if word is not None and word.kind not in decisions.BY_VERSION:
             # "Not here" is not "an older one instead". What is there already stays looked after.
             there = (one for one in newest_first if cells.is_installed(one) and _applies(picture, one))
+            picture.barred[placement.module, placement.kernel] = word
             return next(there, None)
     return None
 
@@ -147,6 +149,7 @@ def _applies(picture: _Picture, placement: Placement) -> bool:
 def _judge_all(picture: _Picture) -> None:
     """Judge every cell; again while verdicts on dependencies still change."""
     known = frozenset(source.module for source in picture.inventory.sources)
+    built = {(one.module, one.version): one.stored for one in picture.inventory.placements if cells.is_compiled(one)}
     depends = dependencies.of_taken(picture.inventory.placements, picture.chosen)
     for _round in range(ROUNDS):
         there = picture.there = dependencies.there(picture.cells.values())
@@ -156,15 +159,19 @@ def _judge_all(picture: _Picture) -> None:
             context = cells.Context(
                 source=picture.sources[placement.module, placement.version],
                 kernel=picture.kernels[placement.kernel],
-                decision=_decision(picture, placement),
+                decision=_decision(picture, placement) or _barred(picture, placement),
                 superseded_by=superseded,
                 missing_dependencies=dependencies.missing(placement, there[placement.kernel]),
                 cycle=dependencies.circle(placement.module, depends.get(placement.kernel, {})),
                 known_modules=known,
                 settings=picture.settings,
+                verdicts=picture.inventory.verdicts,
+                elsewhere=built.get((placement.module, placement.version), ()),
                 stays=cells.stays(placement, picture.rivals[placement.module, placement.kernel], superseded),
             )
-            picture.cells[placement.module, placement.version, placement.kernel] = cells.judge(placement, context)
+            cell = cells.judge(placement, context)
+            cell = cell.model_copy(update={"chain": chain.chain(placement, context, cell)})
+            picture.cells[placement.module, placement.version, placement.kernel] = cell
         if before == {key: cell.state for key, cell in picture.cells.items()}:
             return
 
@@ -172,6 +179,12 @@ def _judge_all(picture: _Picture) -> None:
 def _decision(picture: _Picture, placement: Placement) -> Decision | None:
     source = picture.sources[placement.module, placement.version]
     return decisions.standing(picture.inventory.decisions, source, placement.kernel)
+
+
+def _barred(picture: _Picture, placement: Placement) -> Decision | None:
+    """The word on a newer version that keeps the older ones away as well, but for what is there already."""
+    key = placement.module, placement.kernel
+    return None if key in picture.chosen else picture.barred.get(key)
 
 
 def _superseded_by(picture: _Picture, placement: Placement) -> str:
@@ -213,6 +226,10 @@ def _work(picture: _Picture, rebuild: Sequence[Target], now: float, *, held: boo
 
 
 def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float, work: _Work) -> None:
+    step = _aside(picture, placement)
+    if step is not None:
+        work.actions.append(act(step[0], placement, step[1]))
+        return
     wanted, reason = _wanted(picture, placement, rebuild, now, work.reuse)
     if not wanted:
         if placement.failure is not None and placement.failure.retry_at > now:
@@ -230,7 +247,19 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
         donor, later = work.reuse.choose(placement)
         if later:
             return  # the next round takes it over
-    work.actions += _produce(placement, picture.settings, reason, donor)
+    running = picture.kernels[placement.kernel].running
+    work.actions += _produce(placement, picture.settings, reason, donor, running=running)
+
+
+def _aside(picture: _Picture, placement: Placement) -> tuple[ActionKind, str] | None:
+    """What the kernel's own modules make of one that is installed (plan/aside.py)."""
+    if not placement.in_tree and not placement.record:
+        return None
+    if picture.chosen.get((placement.module, placement.kernel)) != placement.version:
+        return None
+    if placement.kernel not in picture.ours:
+        picture.ours[placement.kernel] = aside.of_ours(picture.inventory.placements, placement.kernel)
+    return aside.step(placement, picture.kernels[placement.kernel], picture.settings, picture.ours[placement.kernel])
 
 
 def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool, str, str]:
@@ -288,7 +317,9 @@ def _unsettled(kernel: Kernel, source: Source, now: float) -> float:
     return SETTLE - age if 0 <= age < SETTLE else 0.0
 
 
-def _produce(placement: Placement, settings: Settings, reason: str, donor: Placement | None) -> list[Action]:
+def _produce(
+    placement: Placement, settings: Settings, reason: str, donor: Placement | None, *, running: bool
+) -> list[Action]:
     """Build or take over, unless what is in the DKMS tree is of the inputs as they are now; then install.
 
     Where the kernel has a module of that name, only the built one tells which is newer: it is looked at first.
@@ -297,7 +328,8 @@ def _produce(placement: Placement, settings: Settings, reason: str, donor: Place
         return [act(ActionKind.INSTALL, placement, reason)]
     build = reason in (ASKED, RENEWAL) or not cells.is_fresh(placement)
     compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
-    stands_back = placement.in_tree and not cells.is_installed(placement) and not compared
+    stays = cells.is_installed(placement) and intree.kept(placement, running)
+    stands_back = placement.in_tree and not stays and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []
     if donor is not None:
         actions = [act(ActionKind.REUSE, placement, reason).model_copy(update={"origin": donor.kernel})]
@@ -339,42 +371,3 @@ def _successor(picture: _Picture, placement: Placement) -> Cell | None:
     """The cell of the version that is taken on this kernel instead."""
     version = picture.chosen.get((placement.module, placement.kernel), placement.version)
     return picture.cells[placement.module, version, placement.kernel] if version != placement.version else None
-
-
-def _registrations(picture: _Picture) -> Iterable[Action]:
-    for source in picture.inventory.sources:
-        if source.registered or source.problem or source.gone or source.unpacked or not source.directory:
-            continue
-        if decisions.standing(picture.inventory.decisions, source, "") is not None:
-            continue
-        yield Action(kind=ActionKind.ADD, module=source.module, version=source.version, reason="source is in place")
-
-
-def _removals(picture: _Picture) -> Iterable[Action]:
-    """What of positively gone sources and kernels belongs to no placement."""
-    gone = {(source.module, source.version) for source in picture.inventory.sources if source.gone}
-    gone |= set(picture.inventory.departed)
-    for module, version, kernel, arch in picture.inventory.orphans:
-        if (module, version) in gone:
-            for kind in (ActionKind.UNINSTALL, ActionKind.UNBUILD):
-                reason = "its source package was removed"
-                yield Action(kind=kind, module=module, version=version, kernel=kernel, arch=arch, reason=reason)
-    yield from _deregistrations(picture)
-    everywhere = picture.inventory.placements
-    kept = {one.kernel for one in everywhere if cells.is_for_headers(one, picture.kernels[one.kernel])}
-    for one in picture.inventory.kernels:
-        if one.leaving and not one.running and one.release not in kept:
-            yield Action(kind=ActionKind.CLEAN, kernel=one.release)
-
-
-def _deregistrations(picture: _Picture) -> Iterable[Action]:
-    """A version is forgotten once its source is positively gone and nothing of it is left in any kernel."""
-    busy = {
-        (placement.module, placement.version)
-        for placement in picture.inventory.placements
-        if placement.built or placement.active or (placement.record is not None and placement.record.files)
-    } | {orphan[:2] for orphan in picture.inventory.orphans}
-    for source in picture.inventory.sources:
-        if source.gone and (source.module, source.version) not in busy:
-            reason = "its source package was removed"
-            yield Action(kind=ActionKind.REMOVE, module=source.module, version=source.version, reason=reason)

@@ -8,10 +8,15 @@ from kmodhookd.model import Cell, HeadersState, Kernel, MissingHeaders, State
 
 
 def missing_headers(cells: Iterable[Cell], kernels: Mapping[str, Kernel]) -> tuple[MissingHeaders, ...]:
-    """Kernels for which some module waits for headers; a kernel whose modules are all there needs none (promise 9)."""
+    """Kernels for which some module waits for headers; a kernel whose modules are all there needs none (promise 9).
+
+    One that was built with headers that are not the kernel's own waits for the right ones.
+    """
     waiting: dict[str, list[str]] = defaultdict(list)
     for cell in cells:
-        if cell.state is State.WAITING_HEADERS and cell.wanted:
+        mismatched = cell.kernel in kernels and kernels[cell.kernel].headers.state is HeadersState.MISMATCHED
+        waits = cell.state is State.WAITING_HEADERS or (mismatched and cell.state is State.STALE)
+        if waits and cell.wanted:
             waiting[cell.kernel].append(cell.module)
     result = []
     for release, modules in sorted(waiting.items()):

@@ -98,7 +98,7 @@ class Verbs:
         strange = [Failed(f"{one}: no such kernel", Obstacle.KERNEL, kernel=one) for one in kernels if one not in known]
         result = Result(failed=tuple(strange))
         for placement in placements:
-            more, said = wanted(inventory, placement, asked)
+            more, said = wanted(inventory, placement, asked, self.settings)
             actions += more
             result = result.joined(said)
         return result.joined(self._perform(inventory, actions, asked))
@@ -246,7 +246,7 @@ class Verbs:
                 key = (_name(placement), placement.kernel)
                 if key in results:
                     continue
-                more, said = wanted(inventory, placement, asked)
+                more, said = wanted(inventory, placement, asked, self.settings)
                 if any(one.cause is Obstacle.DEPENDENCY for one in said.failed):
                     waiting[key] = said
                     continue

@@ -37,7 +37,7 @@ def registration(source: Source) -> list[Action]:
     return [Action(kind=ActionKind.ADD, module=source.module, version=source.version)]
 
 
-def wanted(inventory: Inventory, placement: Placement, asked: Asked) -> tuple[list[Action], Result]:
+def wanted(inventory: Inventory, placement: Placement, asked: Asked, settings: Settings) -> tuple[list[Action], Result]:
     """What to do for one kernel. An explicit verb serves a kernel of which only the headers are there as well."""
     kernel = kernel_of(inventory, placement)
     if not asked.named and (kernel.leaving or kernel.headers.state is HeadersState.ALONE):
@@ -48,6 +48,8 @@ def wanted(inventory: Inventory, placement: Placement, asked: Asked) -> tuple[li
         return [], Result(notes=(f"{placement.kernel}: already {done}",))
     builds = any(action.kind is ActionKind.BUILD for action in actions)
     standing = obstacle(inventory, kernel, placement, asked, builds=builds)
+    if standing is None and asked.install and not builds and not cells.is_installed(placement):
+        standing = in_tree_wins(placement, asked, settings)
     if standing is None:
         return actions, Result()
     waits = standing.cause in (Obstacle.HEADERS, Obstacle.DEPENDENCY)
@@ -91,6 +93,8 @@ def is_usable(placement: Placement) -> bool:
         return False
     if record is None or not record.fingerprint or not placement.fingerprint:
         return True
+    if placement.foreign_headers:
+        return record.fingerprint != placement.fingerprint
     return staleness.is_same(placement, record.fingerprint, record.provenance)
 
 
@@ -107,9 +111,11 @@ def obstacle(
         return failed(placement.problem, Obstacle.CONF)
     if placement.recipe.excluded:
         return failed(placement.recipe.excluded, Obstacle.EXCLUDED)
-    if builds and headers.state in (HeadersState.MISSING, HeadersState.MISMATCHED):
-        command = f" [{headers.command}]" if headers.command else ""
+    command = f" [{headers.command}]" if headers.command else ""
+    if builds and headers.state is HeadersState.MISSING:
         return failed(f"{headers.detail or 'headers are missing'}{command}", Obstacle.HEADERS)
+    if builds and headers.state is HeadersState.MISMATCHED and not asked.force:
+        return failed(f"{headers.detail}{command}; --force builds with them all the same", Obstacle.HEADERS)
     missing = dependencies.missing(placement, modules_there(inventory, kernel.release))
     if builds and missing and not asked.force:
         return failed(f"BUILD_DEPENDS: {', '.join(missing)} must be installed there first", Obstacle.DEPENDENCY)

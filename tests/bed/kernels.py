@@ -13,6 +13,7 @@ from bed.cache import BedError, locked
 from bed.shell import CommandFailed, run
 
 SERIES = "6.1.0"
+BACKPORTS = "6.12"
 
 
 class Chroot(Protocol):
@@ -31,8 +32,13 @@ class Kernel:
     flavour: str
 
     @property
+    def stem(self) -> str:
+        """The release without its flavour."""
+        return f"{SERIES}-{self.abi}"
+
+    @property
     def release(self) -> str:
-        return f"{SERIES}-{self.abi}-{self.flavour}"
+        return f"{self.stem}-{self.flavour}"
 
     @property
     def image(self) -> str:
@@ -46,7 +52,20 @@ class Kernel:
     def common(self) -> str:
         """The package with the part of the headers that flavours share."""
         realtime = "-rt" if self.flavour.startswith("rt-") else ""
-        return f"linux-headers-{SERIES}-{self.abi}-common{realtime}"
+        return f"linux-headers-{self.stem}-common{realtime}"
+
+
+@dataclass(frozen=True)
+class Backport(Kernel):
+    """A kernel of a later Debian, built for this one: `abi` 117 of 6.12.117. Each has a kbuild package of its own."""
+
+    @property
+    def stem(self) -> str:
+        return f"{BACKPORTS}.{self.abi}+deb12"
+
+    @property
+    def kbuild(self) -> str:
+        return f"linux-kbuild-{self.stem}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,7 @@ class Kernels:
     """The kernels of Debian's series, oldest ABI first, in the three flavours."""
 
     abis: tuple[int, ...]
+    backports: tuple[int, ...] = ()
 
     def of(self, abi: int, flavour: str = "amd64") -> Kernel:
         return Kernel(abi, flavour)
@@ -89,6 +109,13 @@ class Kernels:
     def cloud2(self) -> Kernel:
         return Kernel(self.abis[-1], "cloud-amd64")
 
+    @property
+    def backport(self) -> Backport:
+        """The newest of a later series."""
+        if not self.backports:
+            raise BedError(f"the archive offers no {BACKPORTS} kernel with image and headers")
+        return Backport(self.backports[-1], "amd64")
+
     def kbuild_packages(self) -> list[str]:
         """What all headers of the series need besides a compiler."""
         return [f"linux-kbuild-{SERIES.rsplit('.', 1)[0]}"]
@@ -102,7 +129,11 @@ def find_kernels(root: Chroot) -> Kernels:
     complete = [a for a in abis if all({Kernel(a, f).image, Kernel(a, f).headers} <= names for f in flavours)]
     if len(complete) < 3:
         raise BedError(f"the archive offers {len(complete)} complete {SERIES} kernel ABIs, the tests need three")
-    return Kernels(tuple(complete))
+    later = sorted(
+        int(m[1]) for name in names if (m := re.fullmatch(rf"linux-image-{BACKPORTS}\.(\d+)\+deb12-amd64", name))
+    )
+    backports = [Backport(number, "amd64") for number in later]
+    return Kernels(tuple(complete), tuple(k.abi for k in backports if {k.headers, k.common, k.kbuild} <= names))
 
 
 @cache
@@ -163,10 +194,20 @@ def _file_names(root: Chroot, packages: Sequence[str]) -> dict[str, str]:
 
 def put(root: Chroot, kernel: Kernel) -> None:
     """A kernel and its headers in a root's trees, out of the packages, without the package manager knowing."""
-    for package in (kernel.image, kernel.headers, kernel.common):
-        tree = unpacked(package)
-        for part in ("lib/modules", "usr/lib/modules", "usr/src", "boot"):
-            if (tree / part).is_dir():
-                target = root.path("/usr/lib/modules" if part == "lib/modules" else f"/{part}")
-                run(["cp", "-a", "--no-preserve=ownership", f"{tree / part}/.", target])
+    _copy(root, kernel.image)
+    put_headers(root, kernel)
     root.run(["depmod", kernel.release])
+
+
+def put_headers(root: Chroot, kernel: Kernel) -> None:
+    """A kernel's headers alone, in the same way."""
+    for package in (kernel.headers, kernel.common):
+        _copy(root, package)
+
+
+def _copy(root: Chroot, package: str) -> None:
+    tree = unpacked(package)
+    for part in ("lib/modules", "usr/lib/modules", "usr/src", "boot"):
+        if (tree / part).is_dir():
+            target = root.path("/usr/lib/modules" if part == "lib/modules" else f"/{part}")
+            run(["cp", "-a", "--no-preserve=ownership", f"{tree / part}/.", target])

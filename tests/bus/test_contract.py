@@ -292,3 +292,24 @@ def test_properties_tell_when_they_change(daemon: Served, ear: Ear) -> None:
         "Pass": [ticket],
         "SettledPass": [ticket],
     }
+
+
+def test_what_is_said_of_the_next_boot_follows_each_look(daemon: Served, ear: Ear) -> None:
+    """What an initramfs holds is known only at the end of a pass: a second look at the same disk says more."""
+    reason = [["evdi", "evdi is not in /boot/initrd.img", f"update-initramfs -u -k {OLD}"]]
+    later = {**SNAPSHOT, "boot": [{"kernel": OLD, "verdict": "not-ready", "reasons": reason}]}
+    daemon.script([{"emit": {"snapshot": later}}, {"until": "go"}, {"emit": {"snapshot": SNAPSHOT}}])
+    reconcile(daemon)
+    eventually(lambda: daemon.bus.get("BootReady") == 's "not-ready"')
+    assert daemon.bus.call("CheckBoot", "s", "") == (
+        f'sa(sss) "not-ready" 1 "evdi" "evdi is not in /boot/initrd.img" "update-initramfs -u -k {OLD}"'
+    )
+    kernel = next(one for one in daemon.bus.call("ListKernels").split('"release"') if f'"{OLD}"' in one)
+    assert '"boot_ready" s "not-ready" "missing_modules" as 1 "evdi"' in kernel
+    daemon.go("go")
+    daemon.idle()
+    assert daemon.bus.call("CheckBoot", "s", "") == 'sa(sss) "ready" 0'
+    changes = [
+        changed["BootReady"]["data"] for _, changed, _ in ear.heard("PropertiesChanged") if "BootReady" in changed
+    ]
+    assert changes == ["not-ready", "ready"]

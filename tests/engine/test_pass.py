@@ -46,10 +46,13 @@ def test_every_kernel_is_served_and_what_is_broken_disturbs_nothing(system: Site
     system.source("good")
     outcome = system.one_pass()
     assert system.built("good") == [("good", system.k1), ("good", system.k2)]
+    told = [event.snapshot for event in system.events if event.snapshot][-1]
+    will_load = {(cell.module, cell.kernel) for cell in told.cells if cell.loads}
     for kernel in (system.k1, system.k2):
         assert read_module(system.file("good", kernel)).release == kernel
         assert "updates/dkms/good.ko:" in system.root.resolve(f"/usr/lib/modules/{kernel}/modules.dep").read_text()
         assert system.state("good", kernel) is State.INSTALLED
+        assert ("good", kernel) in will_load
         assert system.state("fails", kernel) is State.FAILED
         assert system.state("odd", kernel) is State.BROKEN
         assert system.state("elsewhere", kernel) is State.EXCLUDED

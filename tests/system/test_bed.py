@@ -4,7 +4,8 @@
 import os
 
 import pytest
-from bed import cache, roots, sources
+from bed import cache, qemu, roots, sources
+from bed.cache import BedError
 from bed.kernels import Kernels
 from bed.machine import Machine
 from bed.overlay import Overlay
@@ -101,3 +102,20 @@ def test_the_next_debian_boots_too() -> None:
     with Machine("booted_trixie") as machine:
         assert machine.run("systemctl is-system-running").stdout.strip() == "running"
         assert machine.run("python3 -c 'import sys; print(sys.version_info >= (3, 13))'").stdout == "True\n"
+
+
+@pytest.mark.full
+def test_a_machine_in_qemu_that_dies_or_hangs_says_so(
+    engine_root: Overlay, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = engine_root.path(f"/boot/vmlinuz-{kernels.k2.release}")
+    steps = [r"printf '\\n%%s\nstatus 7'; uname -r; false", "echo c >/proc/sysrq-trigger", "true"]
+    with pytest.raises(BedError, match=r"(?s)1 of 3 steps were answered.*sysrq triggered crash"):
+        qemu.boot(image, {}, steps, kmod=engine_root, parameters="sysrq_always_enabled=1")
+    (answer,) = qemu.boot(
+        image, {"/etc/some": engine_root.path("/etc/passwd")}, [f"{steps[0]}; ls /etc"], kmod=engine_root
+    )
+    assert (answer.status, answer.output.splitlines()) == (0, ["\\n%s", f"status 7{kernels.k2.release}", "some"])
+    monkeypatch.setattr(qemu, "STUCK_SECONDS", 1)
+    with pytest.raises(BedError, match="stuck after 1 s"):
+        qemu.boot(image, {}, ["true"], kmod=engine_root)

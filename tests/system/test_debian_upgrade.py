@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A Debian on which install.sh has run: kernels come, go and lack their headers, through apt and by hand."""
 
+import json
 import subprocess
 import time
 
@@ -98,6 +99,51 @@ class TestThroughApt:
         left = debian.run(["find", "/var/lib/dkms", "/var/lib/kmodhookd", "-name", f"*{kernels.k1.release}*"]).stdout
         assert left == ""
         assert_served(debian, kernels.k2)
+
+
+class TestNextBoot:
+    """Whether it will have its modules is known before: with the initramfs that Debian's own tools make and list."""
+
+    LISTED = "/etc/initramfs-tools/modules"
+
+    def check(self, debian: Machine, release: str, *bus: str) -> tuple[int, str]:
+        done = debian.run(["kmodhookctl", *bus, "check", "-k", release], check=False)
+        return done.returncode, done.stdout
+
+    def test_a_module_that_the_initramfs_lacks(self, debian: Machine, kernels: Kernels) -> None:
+        wanted.apt(debian, "install", kernels.k2.image, kernels.k2.headers)
+        release = kernels.k2.release
+        wanted.tiny_source(debian, "early")
+        wanted.settle(debian)
+        assert self.check(debian, release)[0] == 0, "it is there, and nobody wants it in the initramfs"
+        debian.path(self.LISTED).write_text("early\n")
+        wanted.settle(debian)
+        code, said = self.check(debian, release)
+        why = f"early is not in /boot/initrd.img-{release}, and {self.LISTED} puts it into the initramfs"
+        assert code == 1
+        assert f"early: {why}\n    -> update-initramfs -u -k {release}\n" in said
+        answer = wanted.call(debian, "CheckBoot", "s", release, user="alice").stdout
+        assert answer == f'sa(sss) "not-ready" 1 "early" "{why}" "update-initramfs -u -k {release}"\n'
+        assert self.check(debian, release, "--bus", "unix:path=/nowhere") == (code, said), "the disk says the same"
+        debian.run(["update-initramfs", "-u", "-k", release])
+        debian.wait_until(lambda: self.check(debian, release)[0] == 0, "it was not seen to be made again", timeout=120)
+
+    def test_a_module_that_comes_late_is_put_in(self, debian: Machine, kernels: Kernels) -> None:
+        release = kernels.k2.release
+        debian.path(self.LISTED).write_text("early\nlate\n")
+        wanted.tiny_source(debian, "late")
+        wanted.settle(debian)
+        assert self.check(debian, release)[0] == 0
+        assert "/late.ko" in debian.run(["lsinitramfs", f"/boot/initrd.img-{release}"]).stdout
+
+    def test_what_the_next_boot_takes_is_a_property(self, debian: Machine, kernels: Kernels) -> None:
+        told = json.loads(debian.run(["kmodhookctl", "check", "--json"], check=False).stdout)
+        assert told["kernel"] in {row["release"] for row in self.marked(debian)}
+        assert wanted.bus_property(debian, "BootReady") == f's "{told["verdict"]}"'
+
+    def marked(self, debian: Machine) -> list[dict[str, str]]:
+        kernels = json.loads(debian.run(["kmodhookctl", "kernels", "--json"]).stdout)
+        return [row for row in kernels if row["boot_default"]]
 
 
 class TestPeoplesWord:

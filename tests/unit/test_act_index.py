@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """depmod, initramfs and the root scripts: what is run, when, and what comes of it."""
 
-import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import initramfstools
 import modules
 import pytest
 import trees
@@ -15,7 +14,7 @@ import trees
 from kmodhookd.act import initramfs, journal, scripts
 from kmodhookd.act.depmod import GENERATED, depmod
 from kmodhookd.errors import Fault
-from kmodhookd.model import Headers, HeadersState, InstalledFile, Kernel, Recipe, Record
+from kmodhookd.model import BootFacts, Headers, HeadersState, Initramfs, InstalledFile, Kernel, Recipe, Record
 from kmodhookd.observe import decisions, families, index
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -176,37 +175,8 @@ def served(root: Root) -> Root:
     names = {"module": "tiny", "version": "1", "kernel": K, "arch": "x86_64", "fingerprint": ""}
     files = (InstalledFile(path=place, sha256="0"),)
     decisions.save_record(root, Record.model_validate({**names, "files": files}))
-    image = root.prefix / f"boot/initrd.img-{K}"
-    image.write_text("old")
-    os.utime(image, (time.time() - 100,) * 2)
-    for directory in ("usr/bin", "usr/sbin", "bin"):
-        (root.prefix / directory).mkdir(parents=True, exist_ok=True)
-    for program in ("/bin/sh", "/bin/cat", "/bin/touch"):
-        _copy_program(root, program)
-    tool(root, "lsinitramfs", "cat /listing")
-    tool(root, "update-initramfs", f'echo "$@" > /asked; [ ! -e /broken ] || exit 3; touch /boot/initrd.img-{K}')
-    listing(root, "usr/lib/modules/x/kernel/fs/ext4.ko")
+    initramfstools.put(root, K)
     return root
-
-
-def _copy_program(root: Root, program: str) -> None:
-    real = os.path.realpath(program)
-    shutil.copy(real, root.prefix / program.strip("/"))
-    said = subprocess.run(["ldd", real], capture_output=True, text=True, check=True).stdout
-    for library in [word for word in said.split() if word.startswith("/")]:
-        target = root.prefix / library.strip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(os.path.realpath(library), target)
-
-
-def tool(root: Root, name: str, script: str) -> None:
-    path = root.prefix / "usr/bin" / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-
-
-def listing(root: Root, *names: str) -> None:
-    (root.prefix / "listing").write_text("\n".join(names) + "\n")
 
 
 def due(root: Root) -> bool:
@@ -215,7 +185,7 @@ def due(root: Root) -> bool:
 
 def test_it_is_due_when_it_holds_one_of_ours(served: Root) -> None:
     assert not due(served)
-    listing(served, "usr/lib/modules/x/kernel/drivers/tiny-one.ko.xz")
+    initramfstools.holds(served, K, ["kernel/drivers/tiny-one.ko.xz"])
     assert due(served)
 
 
@@ -232,9 +202,17 @@ def test_it_is_due_when_it_should_hold_one(served: Root, place: str, text: str) 
     assert due(served)
 
 
+def test_it_is_due_when_the_running_kernels_holds_one(served: Root) -> None:
+    """As zfs's own hook puts it there: on no list. The machine came up with it, and would not without."""
+    held = Initramfs(kernel="6.1.0-55-amd64", path="/boot/x", made=0.0, modules=("tiny_one",))
+    boot = BootFacts(initramfs=(held,))
+    assert initramfs.due(served, families.detect(served), KERNEL, held.kernel, boot)
+    assert not initramfs.due(served, families.detect(served), KERNEL, "", boot)
+
+
 def test_it_is_not_due_when_it_is_newer(served: Root) -> None:
-    listing(served, "usr/lib/modules/x/updates/dkms/tiny_one.ko")
-    os.utime(served.prefix / f"boot/initrd.img-{K}", (time.time() + 5,) * 2)
+    initramfstools.holds(served, K, ["updates/dkms/tiny_one.ko"])
+    initramfstools.made_ago(served.prefix / f"boot/initrd.img-{K}", -5)
     assert not due(served)
 
 
@@ -252,7 +230,7 @@ def test_a_tool_that_fails_or_does_nothing_is_said(served: Root) -> None:
     (served.prefix / "broken").touch()
     with pytest.raises(Fault, match="exit status 3"):
         initramfs.remake(served, families.detect(served), KERNEL)
-    tool(served, "update-initramfs", "exit 0")
+    initramfstools.tool(served, "update-initramfs", "exit 0")
     with pytest.raises(Fault, match="still the old"):
         initramfs.remake(served, families.detect(served), KERNEL)
 

@@ -122,13 +122,6 @@ def test_explain(fake: FakeClient, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["kernel"] == "6.1.0-1-amd64" and told["facts"][0]["remedy"] == "do this"
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("ready", 0), ("not-ready", 1), ("unknown", 2), ("new word", 2)])
-def test_check(fake: FakeClient, verdict: str, code: int) -> None:
-    fake.verdict = verdict
-    assert cli.main(["check", "--json"]) == cli.main(["check", "-k", "6.1.0-1-amd64"]) == code
-    assert ("check", "6.1.0-1-amd64") in fake.asked
-
-
 @pytest.mark.parametrize(
     ("settled", "code"),
     [

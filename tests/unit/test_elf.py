@@ -2,11 +2,13 @@
 """Reading modules: what is in them, and that nothing in them can hurt."""
 
 import gzip
+import json
 import lzma
 import os
 import random
 import resource
 import shutil
+import ssl
 import struct
 import subprocess
 import time
@@ -17,7 +19,8 @@ import pytest
 import trees
 
 from kmodhookd.errors import Fault
-from kmodhookd.observe import elf
+from kmodhookd.model import Export
+from kmodhookd.observe import elf, packed, signed
 from kmodhookd.observe.inspector import Inspector
 
 VERMAGIC = "6.1.0-56-amd64 SMP preempt mod_unload modversions"
@@ -38,6 +41,58 @@ def test_what_a_module_says(module: Path) -> None:
     assert not info.signed
 
 
+# What scripts/mod/modpost makes of EXPORT_SYMBOL. A CRC is a word in __kcrctab; before 5.19 an absolute symbol's value.
+EXPORTS = """
+    .section __ksymtab_strings, "aMS", @progbits, 1
+    __kstrtab_new: .asciz "new"
+    __kstrtabns_new: .asciz "SPACE"
+    __kstrtab_old: .asciz "old"
+    __kstrtabns_old: .asciz ""
+    .section __ksymtab_gpl, "a"
+    __ksymtab_new: .long 0, 0, 0
+    .section __kcrctab_gpl, "a"
+    .long 1
+    __crc_new: .long 0x12345678
+    .section __ksymtab, "a"
+    __ksymtab_old: .long 0, 0, 0
+    __ksymtab_bare: .long 0, 0, 0
+    .globl __crc_old
+    __crc_old = 0x9abcdef0
+    .globl __ksymtab_none
+    __ksymtab_none = 1
+    .text
+"""
+CODE = f"""
+extern void wanted(void); extern void perhaps(void) __attribute__((weak));
+void use(void) {{ wanted(); if (perhaps) perhaps(); }}
+asm({json.dumps(EXPORTS)});
+"""
+
+
+def test_what_a_module_wants_from_others_and_has_for_them(tmp_path: Path) -> None:
+    info = elf.read_module(modules.build(tmp_path / "a-b.ko", name="a_b", code=CODE, info={"import_ns": "IIO"}))
+    assert "wanted" in info.undefined and "perhaps" not in info.undefined
+    assert info.weak == {"perhaps"}
+    assert info.exports == {
+        "new": Export(0x12345678, "a_b", gpl_only=True, namespace="SPACE"),
+        "old": Export(0x9ABCDEF0, "a_b"),
+        "bare": Export(None, "a_b"),
+    }
+    assert info.import_ns == {"IIO"} and info.versioned
+    assert not info.btf and not info.btf_base and not info.in_tree
+    assert elf.read_module(modules.build(tmp_path / "c.ko", info={"intree": "Y"})).in_tree
+
+
+def test_without_versions_the_symbols_are_known_all_the_same(module: Path, tmp_path: Path) -> None:
+    bare, empty = tmp_path / "bare.ko", tmp_path / "empty.ko"
+    sections = [f"-R{name}" for name in ("__versions", "__version_ext_crcs", "__version_ext_names")]
+    subprocess.run(["objcopy", *sections, "--add-section=.BTF=/dev/null", module, bare], check=True)
+    info = elf.read_module(bare)
+    assert (info.imports, info.versioned, info.btf) == ({}, False, True)
+    subprocess.run(["objcopy", "--add-section=__versions=/dev/null", bare, empty], check=True)
+    assert elf.read_module(empty).versioned
+
+
 def test_the_name_is_that_of_modinfo_then_of_struct_module_then_of_the_file(tmp_path: Path) -> None:
     stated = modules.build(tmp_path / "a.ko", name="in_struct", info={"name": "in_modinfo"})
     assert elf.read_module(stated).name == "in_modinfo"
@@ -55,6 +110,10 @@ def test_signatures(tmp_path: Path) -> None:
     path = modules.sign(modules.build(tmp_path / "a.ko"), "Some test key")
     info = elf.read_module(path)
     assert (info.signed, info.signer, info.vermagic) == (True, "Some test key", VERMAGIC)
+    pem = path.with_name("a.ko.crt").read_text()
+    assert {info.key} < signed.keys(ssl.PEM_cert_to_DER_cert(pem)), "the identifier of its key is its other name"
+    other = elf.read_module(modules.sign(modules.build(tmp_path / "b.ko"), "Some test key"))
+    assert other.signer == info.signer and other.key != info.key
     content = bytearray(path.read_bytes())
     content[-32:-28] = b"\xff\xff\xff\xff"  # the length
     path.write_bytes(content)
@@ -93,7 +152,7 @@ def test_what_decompresses_without_end_is_stopped(
         file.truncate(64 << 20)
     target = tmp_path / f"bomb.ko.{suffix}"
     target.write_bytes(pack(bomb, target))
-    monkeypatch.setattr(elf, "MAX_SIZE", 8 << 20)
+    monkeypatch.setattr(packed, "MAX_SIZE", 8 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Fault, match="decompressed"):
         elf.read_module(target)
@@ -107,7 +166,7 @@ def test_what_is_not_a_module_file_is_refused(module: Path, tmp_path: Path) -> N
     (tmp_path / "text.ko").write_text("no ELF file")
     (tmp_path / "empty.ko").touch()
     with (tmp_path / "huge.ko").open("wb") as file:
-        file.truncate(elf.MAX_SIZE + 1)
+        file.truncate(packed.MAX_SIZE + 1)
     subprocess.run(["gcc", "-c", "-x", "c", "-o", str(tmp_path / "object.ko"), "/dev/null"], check=True)
     shutil.copy("/bin/true", tmp_path / "program.ko")
     said = {}
@@ -154,8 +213,8 @@ def test_a_section_that_would_take_a_gigabyte_is_refused(
     assert time.monotonic() - started < 20
 
 
-def test_mutations_raise_nothing_but_faults_and_take_no_time(module: Path, tmp_path: Path) -> None:
-    original = module.read_bytes()
+def test_mutations_raise_nothing_but_faults_and_take_no_time(tmp_path: Path) -> None:
+    original = modules.build(tmp_path / "a.ko", code=CODE).read_bytes()
     (table,) = struct.unpack_from("<Q", original, 0x28)
     chance = random.Random(6)
     path = tmp_path / "mutant.ko"
@@ -179,6 +238,28 @@ def test_mutations_raise_nothing_but_faults_and_take_no_time(module: Path, tmp_p
         worst, seconds = max(worst, took), seconds + took
     assert worst < 20
     assert refused > 500  # else nothing was tested
+
+
+def test_a_signature_names_its_certificate_by_the_identifier_of_the_key_as_well(tmp_path: Path) -> None:
+    modules.sign(modules.build(tmp_path / "a.ko"))
+    module, certificate, key = (str(tmp_path / name) for name in ("a.ko", "a.ko.crt", "a.ko.key"))
+    make = ["openssl", "cms", "-sign", "-binary", "-nocerts", "-noattr", "-outform", "DER", "-keyid", "-in", module]
+    pkcs7 = subprocess.run([*make, "-signer", certificate, "-inkey", key], check=True, capture_output=True).stdout
+    keys = signed.keys(ssl.PEM_cert_to_DER_cert((tmp_path / "a.ko.crt").read_text()))
+    assert {signed.key(pkcs7)} | {elf.read_module(tmp_path / "a.ko").key} == keys and len(keys) == 2
+
+
+def test_damaged_signatures_have_no_key_and_raise_nothing(tmp_path: Path) -> None:
+    modules.sign(modules.build(tmp_path / "a.ko"))
+    with (tmp_path / "a.ko").open("rb") as file:
+        whole = elf.signature(file)[1]
+    chance = random.Random(7)
+    for _ in range(3000):
+        content = bytearray(whole)
+        content[chance.randrange(len(content) if chance.random() < 0.5 else 64)] = chance.randrange(256)
+        cut = bytes(content[: chance.randrange(len(content))] if chance.random() < 0.3 else content)
+        assert len(signed.key(cut)) in (0, 64)
+        assert isinstance(signed.keys(cut), frozenset)
 
 
 # --- the inspector -----------------------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def test_youngest_sees_a_copy_deep_in_the_tree_and_not_our_own_modules(tmp_path:
     assert look(root)[0][K2].youngest > before
 
 
-# --- automounts and the next boot --------------------------------------------------------------------------------------
+# --- automounts and the order of releases --------------------------------------------------------------------------------------
 
 
 def test_an_automount_point_that_sleeps_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,99 +249,6 @@ def test_an_automount_point_that_sleeps_is_not_touched(tmp_path: Path, monkeypat
     assert look(root)[0][K2].image == ""
     table.write_text(line + f"31 30 8:1 / {tmp_path}/boot rw - vfat /dev/sda1 rw\n")
     assert look(root)[0][K2].image == f"/boot/vmlinuz-{K2}"
-
-
-def default(tmp_path: Path, entries: dict[str, Content], *releases: str) -> str:
-    root = trees.make(tmp_path, {**entries, **{k: v for release in releases for k, v in trees.kernel(release).items()}})
-    marked = [release for release, kernel in look(root)[0].items() if kernel.boot_default]
-    assert len(marked) <= 1
-    return marked[0] if marked else ""
-
-
-MENU = f"""
-menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simple-1' {{
-\tlinux\t/boot/vmlinuz-{K2} root=/dev/sda1 ro quiet
-}}
-submenu 'Advanced options for Debian GNU/Linux' $menuentry_id_option 'gnulinux-advanced-1' {{
-\tmenuentry 'Debian, with Linux {K2}' --class debian $menuentry_id_option 'gnulinux-{K2}-advanced-1' {{
-\t\tlinux\t/boot/vmlinuz-{K2} root=/dev/sda1
-\t}}
-\tmenuentry 'Debian, with Linux {K1}' --class debian $menuentry_id_option 'gnulinux-{K1}-advanced-1' {{
-\t\tif [ x$grub_platform = xxen ]; then insmod xzio; fi
-\t\tlinux\t/boot/vmlinuz-{K1} root=/dev/sda1
-\t}}
-}}
-"""
-
-
-@pytest.mark.parametrize(
-    ("setting", "environment", "expected"),
-    [
-        ("0", "", K2),
-        ("1>2", "", K2),  # past the end: GRUB takes the first
-        ("1>1", "", K1),
-        (f"gnulinux-advanced-1>gnulinux-{K1}-advanced-1", "", K1),
-        (f"Advanced options for Debian GNU/Linux>Debian, with Linux {K1}", "", K1),
-        ("saved", f"saved_entry=gnulinux-advanced-1>gnulinux-{K1}-advanced-1\n", K1),
-        ("0", f"next_entry=gnulinux-advanced-1>gnulinux-{K1}-advanced-1\n", K1),
-    ],
-)
-def test_grub(tmp_path: Path, setting: str, environment: str, expected: str) -> None:
-    entries: dict[str, Content] = {
-        "/boot/grub/grub.cfg": MENU,
-        "/boot/grub/grubenv": f"# GRUB Environment Block\n{environment}####",
-        "/etc/default/grub": f'GRUB_DEFAULT="{setting}"\nGRUB_TIMEOUT=5\n',
-    }
-    assert default(tmp_path, entries, K1, K2) == expected
-
-
-def test_grub_before_its_menu_is_made_again_takes_the_newest(tmp_path: Path) -> None:
-    assert default(tmp_path, {"/boot/grub/grub.cfg": MENU}, K1, K2, "6.1.0-57-amd64") == "6.1.0-57-amd64"
-
-
-def test_grub_with_boot_loader_specification(tmp_path: Path) -> None:
-    old, new = "6.10.3-200.fc40.x86_64", "6.10.11-200.fc40.x86_64"
-    entries: dict[str, Content] = {
-        **trees.FEDORA,
-        "/etc/default/grub": "GRUB_DEFAULT=saved\n",
-        "/boot/grub2/grub.cfg": "insmod blscfg\nblscfg\n",
-        f"/boot/loader/entries/abc-{old}.conf": f"title Fedora\nversion {old}\nlinux /vmlinuz-{old}\n",
-        f"/boot/loader/entries/abc-{new}.conf": f"title Fedora\nversion {new}\nlinux /vmlinuz-{new}\n",
-    }
-    assert default(tmp_path, {**entries, "/boot/grub2/grubenv": f"saved_entry=abc-{old}\n"}, old, new) == old
-    assert default(tmp_path / "x", {**entries, "/boot/grub2/grubenv": ""}, old, new) == new
-
-
-def test_systemd_boot(tmp_path: Path) -> None:
-    entries: dict[str, Content] = {
-        "/efi/EFI/systemd/systemd-bootx64.efi": "",
-        f"/efi/loader/entries/token-{K1}.conf": f"title Debian\nversion {K1}\nsort-key debian\nlinux /token/{K1}/linux\n",
-        f"/efi/loader/entries/token-{K2}.conf": f"title Debian\nversion {K2}\nsort-key debian\nlinux /token/{K2}/linux\n",
-    }
-    assert default(tmp_path, entries, K1, K2) == K2
-    assert (
-        default(tmp_path / "d", {**entries, "/efi/loader/loader.conf": f"timeout 3\ndefault token-{K1}*\n"}, K1, K2)
-        == K1
-    )
-
-
-def test_debians_link_and_the_newest_of_all(tmp_path: Path) -> None:
-    assert default(tmp_path, {"/vmlinuz": Link(f"boot/vmlinuz-{K1}")}, K1, K2) == K1
-    assert default(tmp_path / "b", {"/boot/vmlinuz": Link(f"vmlinuz-{K1}")}, K1, K2) == K1
-    assert default(tmp_path / "n", {"/vmlinuz": Link("boot/vmlinuz-9.9-gone")}, K1, "6.1.0-9-amd64") == K1
-    assert default(tmp_path / "none", {"/vmlinuz": Link("boot/vmlinuz-9.9-gone")}) == ""
-
-
-def test_arch_images_are_named_after_pkgbase(tmp_path: Path) -> None:
-    entries: dict[str, Content] = {
-        **trees.ARCH,
-        "/usr/lib/modules/7.0.5-arch1-1/pkgbase": "linux\n",
-        "/usr/lib/modules/6.12.60-1-lts/pkgbase": "linux-lts\n",
-        "/boot/loader/loader.conf": "default lts.conf\n",
-        "/boot/loader/entries/lts.conf": "title Arch LTS\nlinux /vmlinuz-linux-lts\n",
-        "/boot/loader/entries/arch.conf": "title Arch\nlinux /vmlinuz-linux\n",
-    }
-    assert default(tmp_path, entries, "7.0.5-arch1-1", "6.12.60-1-lts") == "6.12.60-1-lts"
 
 
 @pytest.mark.parametrize(

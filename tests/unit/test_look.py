@@ -8,7 +8,7 @@ import modules
 import pytest
 import trees
 
-from kmodhookd.model import Inventory, Placement, Record, State
+from kmodhookd.model import HeadersState, Inventory, Placement, Record, State
 from kmodhookd.observe import decisions, dependencies
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import planner
@@ -181,3 +181,31 @@ def test_dkms_s_markers(tmp_path: Path, ko: bytes, marker: str | None, lines: tu
     if marker is not None:
         trees.make(root.prefix, {f"/var/lib/dkms/foo/1.0/{K}/x86_64/.dep_base": marker})
     assert bool(placement(root).outdated) is outdated
+
+
+# --- what else is told of the files -----------------------------------------------------------------------------------
+
+
+def test_what_the_index_does_not_name_and_who_owns_files_of_others(tmp_path: Path, ko: bytes) -> None:
+    own, stray = f"{TREE}/kernel/drivers/foo.ko", f"{TREE}/misc/foo.ko"
+    owned = trees.dpkg_package("linux-image-x", own.removeprefix("/usr"))
+    there = {f"{UPDATES}/foo.ko": ko, own: ko, stray: ko, f"{TREE}/modules.dep.bin": b"kernel/drivers/foo.ko:"}
+    status = trees.dpkg_status({"linux-image-x": "install ok installed"})
+    root = system(tmp_path, built(ko), there, owned, status)
+    seen = placement(root)
+    assert seen.unlisted == (f"{UPDATES}/foo.ko",)
+    assert {file.path: file.package for file in seen.in_tree} == {own: "linux-image-x", stray: ""}
+    root.path(f"{TREE}/modules.dep.bin").write_bytes(b"kernel/drivers/foo.ko:\0updates/dkms/foo.ko: x")
+    assert placement(root).unlisted == ()
+
+
+def test_headers_of_another_build_are_found_by_a_look(tmp_path: Path) -> None:
+    """The kernel's modules and its image reach the comparison."""
+    own = modules.build(tmp_path / "own.ko", release=K, name="own", info={"intree": "Y", "depends": ""})
+    root = system(tmp_path / "root", {f"{TREE}/kernel/fs/own.ko": own.read_bytes()})
+    seen = placement(root)
+    assert seen.foreign_headers and seen.fingerprint
+    (kernel,) = [one for one in look(root, Settings()).kernels if one.release == K]
+    assert kernel.headers.state is HeadersState.MISMATCHED and "own" in kernel.headers.detail
+    root.path(f"{TREE}/kernel/fs/own.ko").unlink()
+    assert not placement(root).foreign_headers

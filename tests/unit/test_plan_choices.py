@@ -77,7 +77,11 @@ def test_a_broken_source_is_no_reason_for_an_older_one() -> None:
 def test_not_here_does_not_mean_an_older_one(kind: DecisionKind, expected: list[tuple[str, str]]) -> None:
     word = Decision(kind=kind, module="v4l", version="2.0", kernel=K1.release)
     world = inventory([placement(OLD, K1), placement(NEW, K1)], [K1], [OLD, NEW], decisions=(word,))
-    assert done(plan(world)) == expected
+    made = plan(world)
+    assert done(made) == expected
+    if not expected:
+        assert {cell.state for cell in made.cells} == {State.EXCLUDED}, "the older one is kept away by the same word"
+        assert made.boot[0].verdict == "ready" and not any(cell.wanted for cell in made.cells)
 
 
 def test_a_lost_module_is_put_back_without_headers_and_in_spite_of_a_failure() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Modules that others provide: the kernel's own, and links of the distribution's weak-modules tools."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import worlds
 from worlds import NOW, installed, inventory, kernel, placement, source
 
 from kmodhookd.model import Artifact, Placement, Plan, Recipe, State
@@ -42,9 +44,7 @@ def built(*pairs: tuple[str, str, str]) -> Placement:
     return made.model_copy(update={"record": record})
 
 
-def own(name: str, version: str, src: str = "", place: str = "kernel", **fields: str) -> Artifact:
-    path = f"{K1.tree}/{place}/{name}.ko"
-    return Artifact.model_validate({"path": path, "module": name, "version": version, "srcversion": src, **fields})
+own = functools.partial(worlds.own, K1)
 
 
 @pytest.mark.parametrize(

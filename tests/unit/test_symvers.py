@@ -2,12 +2,14 @@
 """Module.symvers in its forms, and in no form at all."""
 
 import gzip
+import lzma
 import os
 from pathlib import Path
 
 import pytest
 
 from kmodhookd.errors import Fault
+from kmodhookd.model import Export
 from kmodhookd.observe import symvers
 
 TEXT = (
@@ -33,12 +35,27 @@ def test_symbols_and_crcs(tmp_path: Path) -> None:
     assert symvers.read(packed) == read
 
 
+def test_what_is_said_of_each_symbol(tmp_path: Path) -> None:
+    path = tmp_path / "Module.symvers"
+    path.write_bytes(TEXT + b"0x1\tof_a_module\tsound/core/snd-pcm\tEXPORT_SYMBOL_GPL\n")
+    read = symvers.exports(path)
+    assert read["phys_base"] == Export(0x4C9D28B0)
+    assert read["init_uts_ns"] == Export(0x039823DE, "vmlinux", gpl_only=True, namespace="SOME_NAMESPACE")
+    assert read["of_a_module"] == Export(1, "snd_pcm", gpl_only=True), "before 5.4 there was no namespace"
+    assert {name: export.crc for name, export in read.items()} == symvers.read(path)
+    packed = tmp_path / "symvers.xz"
+    packed.write_bytes(lzma.compress(path.read_bytes()))
+    assert symvers.exports(packed) == read
+
+
 def test_what_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
     cut, plain, fifo = tmp_path / "cut.gz", tmp_path / "plain.gz", tmp_path / "fifo"
+    odd = tmp_path / "plain.xz"
+    odd.write_bytes(TEXT)
     cut.write_bytes(gzip.compress(TEXT)[:-9])
     plain.write_bytes(TEXT)
     os.mkfifo(fifo)
-    for path in (cut, plain, fifo, tmp_path, tmp_path / "absent"):
+    for path in (cut, plain, odd, fifo, tmp_path, tmp_path / "absent"):
         with pytest.raises(Fault):
             symvers.read(path)
 

@@ -13,7 +13,8 @@ import pytest
 from kmodhookd import notes
 from kmodhookd.announce import text
 from kmodhookd.cli import patience, transaction
-from kmodhookd.model import Cell, Fact, Failure, FailureClass, MissingHeaders, State
+from kmodhookd.cli.news import bus_news
+from kmodhookd.model import BootVerdict, Cell, Fact, Failure, FailureClass, MissingHeaders, State
 from kmodhookd.protocol import JobEvent, Snapshot, WorkerEvent
 from kmodhookd.root import Root
 
@@ -131,6 +132,60 @@ def test_giving_up_without_a_daemon_says_what_was_not_done() -> None:
     assert text.summary(text.from_snapshot(Snapshot(cells=cells)), "alpm") == []
 
 
+def not_ready(kernel: str, *modules: str) -> BootVerdict:
+    reasons = tuple((module, "failed: x", "") for module in modules)
+    return BootVerdict(kernel=kernel, verdict="not-ready" if modules else "ready", reasons=reasons)
+
+
+def test_a_next_boot_that_is_not_ready_is_said_in_one_line_at_the_end() -> None:
+    rows = (row("evdi", State.FAILED, reason="no"), row("jool", State.INSTALLED))
+    lines = text.summary(text.News(rows, (), not_ready(K, "evdi", "zfs", "evdi")), "dpkg")
+    ending = f"W: kmodhookd: the next boot takes {K}, which is not ready because of evdi and zfs: kmodhookctl check"
+    assert lines[-1] == ending
+    assert "next boot" not in "\n".join(text.summary(text.News(rows, (), not_ready(K))))
+    assert "next boot" not in "\n".join(text.summary(text.News(rows)))
+    busy = text.summary(text.News((row("evdi", State.BUILDING),), (), not_ready(K, "evdi")), gave_up="60 s")
+    assert busy[-1].endswith("because of evdi: kmodhookctl wait")
+
+
+def test_the_next_boot_is_no_news_of_a_transaction_that_did_not_touch_its_kernel() -> None:
+    news = text.News((row("evdi", State.FAILED), row("evdi", State.INSTALLED, RT)), (), not_ready(K, "evdi"))
+    assert news.about({K}, ()).boot == news.boot
+    assert news.about({RT}, ()).boot is None
+
+
+def test_the_snapshot_tells_which_boot_is_next() -> None:
+    both = (not_ready(K, "evdi"), not_ready(RT, "jool"))
+    assert text.from_snapshot(Snapshot(boot=both, boot_default=RT)).boot == both[1]
+    assert text.from_snapshot(Snapshot(boot=both)).boot is None
+
+
+class FakeDaemon:
+    """What a summary asks of a daemon."""
+
+    def __init__(self, verdict: BootVerdict) -> None:
+        self.verdict = verdict
+
+    def failures(self) -> list[tuple[str, ...]]:
+        return []
+
+    missing_headers = failures
+
+    def status(self) -> list[tuple[str, ...]]:
+        return [("evdi", "1.0", self.verdict.kernel, "x86_64", "installed")]
+
+    def check_boot(self) -> tuple[str, list[tuple[str, str, str]]]:
+        return self.verdict.verdict, list(self.verdict.reasons)
+
+    def kernels(self) -> list[dict[str, object]]:
+        return [{"release": "x", "boot_default": False}, {"release": self.verdict.kernel, "boot_default": True}]
+
+
+def test_the_daemon_s_word_on_the_next_boot_is_the_same_news(tmp_path: Path) -> None:
+    for verdict, expected in ((not_ready(K, "evdi"), not_ready(K, "evdi")), (not_ready(K), None)):
+        assert bus_news(FakeDaemon(verdict), Root(tmp_path)).boot == expected  # type: ignore[arg-type]
+
+
 def test_only_what_the_transaction_touched() -> None:
     news = text.News((row("evdi", State.INSTALLED), row("jool", State.INSTALLED, RT)), (missing(),))
     assert [one.module for one in news.about({K}, ()).rows] == ["evdi"]
@@ -225,6 +280,7 @@ def test_the_uppermost_package_manager_is_the_transaction(tmp_path: Path) -> Non
 import sys
 sys.path.insert(0, {str(here)!r})
 from kmodhookd.cli import patience, transaction
+from kmodhookd.cli.news import bus_news
 print(transaction.package_manager())
 """
     for name in ("apt-get", "dpkg"):

@@ -34,7 +34,7 @@ def stored(base: Placement, **fields: object) -> Placement:
 
 def ask(of: Placement, asked: Asked, state: HeadersState = HeadersState.PRESENT, *more: Placement) -> Result:
     """What is said when nothing can be done."""
-    actions, result = asking.wanted(inventory([of, *more], [kernel(of.kernel, state)], [FOO]), of, asked)
+    actions, result = asking.wanted(inventory([of, *more], [kernel(of.kernel, state)], [FOO]), of, asked, Settings())
     assert not actions
     return result
 
@@ -43,7 +43,7 @@ def ask(of: Placement, asked: Asked, state: HeadersState = HeadersState.PRESENT,
 def test_a_named_kernel_is_served_also_when_there_are_only_its_headers(state: HeadersState) -> None:
     on = kernel(K, state)
     cell = placement(FOO, on)
-    actions, result = asking.wanted(inventory([cell], [on], [FOO]), cell, INSTALL)
+    actions, result = asking.wanted(inventory([cell], [on], [FOO]), cell, INSTALL, Settings())
     assert kinds(actions) == [ActionKind.BUILD, ActionKind.INSTALL] and not result.failed
 
 
@@ -77,9 +77,9 @@ def test_dependencies_must_be_there_unless_forced() -> None:
     assert ask(cell, INSTALL).failed[0].cause is Obstacle.DEPENDENCY
     assert ask(cell, BUILD, HeadersState.PRESENT, placement(other, on)).failed[0].cause is Obstacle.DEPENDENCY
     for there in (installed(placement(other, on)), placement(other, on, weak=(Artifact(path="/w", module="bar"),))):
-        actions, _ = asking.wanted(inventory([cell, there], [on], [FOO, other]), cell, INSTALL)
+        actions, _ = asking.wanted(inventory([cell, there], [on], [FOO, other]), cell, INSTALL, Settings())
         assert len(actions) == 2
-    actions, _ = asking.wanted(inventory([cell], [on], [FOO]), cell, Asked(install=True, force=True))
+    actions, _ = asking.wanted(inventory([cell], [on], [FOO]), cell, Asked(install=True, force=True), Settings())
     assert len(actions) == 2
 
 
@@ -87,7 +87,9 @@ def test_what_somebody_else_built_is_installed_as_it_is() -> None:
     cell = stored(placement(FOO, kernel(K)))
     assert kinds(asking.needed(cell, INSTALL)) == [ActionKind.INSTALL] and not asking.needed(cell, BUILD)
     assert kinds(asking.needed(cell, Asked(install=True, force=True))) == [ActionKind.BUILD, ActionKind.INSTALL]
-    found, result = asking.wanted(inventory([cell], [kernel(K, HeadersState.MISSING)], [FOO]), cell, INSTALL)
+    found, result = asking.wanted(
+        inventory([cell], [kernel(K, HeadersState.MISSING)], [FOO]), cell, INSTALL, Settings()
+    )
     assert kinds(found) == [ActionKind.INSTALL] and not result.failed, "no headers are needed for that"
 
 

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The initramfs of a kernel: where it is, which modules it holds, which it should hold, what makes it again.
+
+What it holds is asked of the distribution's own lister. That takes about a second for each image, so the answer is kept until
+the image changes.
+"""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kmodhookd import store
+from kmodhookd.model import Kernel, Remembered
+from kmodhookd.observe import uki
+from kmodhookd.observe.boot import ESP, listing, reachable, text
+from kmodhookd.observe.names import module_name
+from kmodhookd.root import Root
+from kmodhookd.run import run, which
+
+LISTING_TIMEOUT = 60.0
+SETTLED = 0.2  # seconds: a change within one tick of the clock would be missed, were its size the same
+LISTERS = ("lsinitramfs", "lsinitcpio", "lsinitrd")  # of initramfs-tools, mkinitcpio, dracut
+MAX_CONFIGURATION = 1 << 20
+MKINITCPIO = r"^[ \t]*MODULES\+?=[(\"']([^)\"']*)"
+DRACUT = r"^[ \t]*(?:add_drivers|force_drivers)\+?=[\"']?([^\"'\n]*)"
+CONFIGURED = (  # where people and packages name modules, and how
+    ("/etc/initramfs-tools/modules", r"^[ \t]*([\w-]+)"),
+    ("/usr/share/initramfs-tools/modules.d/*", r"^[ \t]*([\w-]+)"),
+    ("/etc/mkinitcpio.conf", MKINITCPIO),
+    ("/etc/mkinitcpio.conf.d/*.conf", MKINITCPIO),
+    ("/etc/dracut.conf", DRACUT),
+    ("/etc/dracut.conf.d/*.conf", DRACUT),
+    ("/usr/lib/dracut/dracut.conf.d/*.conf", DRACUT),
+)
+
+
+class _Cache(Remembered):
+    entries: dict[str, list[str] | None] = {}
+
+
+class Contents:
+    """What initramfs files hold. Of one that did not change since the last time nothing is read."""
+
+    FILE = f"{store.CACHE}/initramfs.json"
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self._known = (store.load(root.resolve(self.FILE), _Cache) or _Cache()).entries
+        self._used: dict[str, list[str] | None] = {}
+
+    def known(self, image: Path, release: str) -> frozenset[str] | None:
+        """The modules that it holds for this kernel, if that was looked up; None when not, or when it cannot be listed."""
+        key = _key(image, release)
+        names = self._used.setdefault(key, self._known[key]) if key in self._known else self._used.get(key)
+        return None if names is None else frozenset(names)
+
+    def modules(self, image: Path, release: str, cancel: threading.Event | None = None) -> frozenset[str] | None:
+        """The same, looked up where needed; None when it cannot be listed."""
+        key = _key(image, release)
+        if key not in self._known and key not in self._used:
+            names = _listed(self.root, image, release, cancel)
+            if cancel is not None and cancel.is_set():
+                return None
+            if _key(image, release) != key or time.time() - image.stat().st_ctime < SETTLED:  # it is being written
+                return None if names is None else frozenset(names)
+            self._used[key] = names
+        return self.known(image, release)
+
+    def save(self, *, all_seen: bool = False) -> None:
+        """Keep it; `all_seen`: what was not asked for is of images that are gone.
+
+        It is only a cache: a full or read-only disk is no error here.
+        """
+        entries = self._used if all_seen else {**self._known, **self._used}
+        if entries != self._known:
+            with contextlib.suppress(OSError):
+                path = self.root.resolve(self.FILE)
+                store.write_atomic(path, _Cache(entries=entries).model_dump_json().encode())
+        self._known = dict(entries)
+
+
+def images(root: Root, kernel: Kernel) -> list[Path]:
+    """The initramfs files of a kernel, unified kernel images included, newest convention last."""
+    release, base = kernel.release, pkgbase(root, kernel)
+    names = [f"/boot/initrd.img-{release}", f"/boot/initramfs-{release}.img", f"/boot/initrd-{release}"]
+    names += [f"/boot/initramfs-{base}.img"] if base else []
+    for esp in ESP:
+        for token in listing(root, esp):
+            if "." not in token:
+                place = f"{esp}/{token}/{release}"
+                names += [f"{place}/{name}" for name in listing(root, place) if name.startswith("initrd")]
+        names += [place for place in _unified(root, esp) if _is_of(root, place, release, base)]
+    found = dict.fromkeys(path for name in names if (path := reachable(root, name)) is not None)
+    return [path for path in found if path.is_file()]
+
+
+def configured(root: Root) -> dict[str, str]:
+    """Modules that people want in every initramfs, by name with underscores, and the file that names each."""
+    names: dict[str, str] = {}
+    for pattern, syntax in CONFIGURED:
+        for place in _files(root, pattern):
+            for match in re.finditer(syntax, text(root, place, MAX_CONFIGURATION), re.MULTILINE):
+                for word in match[1].split():
+                    names.setdefault(canonical(word.removesuffix("?")), place)  # `x?`: mkinitcpio may do without
+    return names
+
+
+def command(root: Root, kernel: Kernel) -> list[str]:
+    """What makes it again. dracut on Debian brings its own update-initramfs, so that comes first; [] = nothing does."""
+    base = pkgbase(root, kernel)
+    if which(root, "update-initramfs"):
+        return ["update-initramfs", "-u", "-k", kernel.release]
+    if which(root, "mkinitcpio") and base and root.resolve(f"/etc/mkinitcpio.d/{base}.preset").is_file():
+        return ["mkinitcpio", "-p", base]
+    if which(root, "dracut"):
+        target = [root.inside(image) for image in images(root, kernel)][:1]
+        return ["dracut", "-f", "--kver", kernel.release, *target]
+    return []
+
+
+def canonical(name: str) -> str:
+    """A module's name as the kernel has it."""
+    return name.replace("-", "_").removesuffix(".ko")
+
+
+def pkgbase(root: Root, kernel: Kernel) -> str:
+    """Arch's name of the kernel's package."""
+    return text(root, f"{kernel.tree}/pkgbase", 256).strip()
+
+
+def _unified(root: Root, esp: str) -> Iterator[str]:
+    return (f"{esp}/EFI/Linux/{name}" for name in listing(root, f"{esp}/EFI/Linux") if name.endswith(".efi"))
+
+
+def _is_of(root: Root, place: str, release: str, base: str) -> bool:
+    """Whether a unified kernel image is of a kernel: what it says itself counts more than its name."""
+    inside = uki.read(root, place).release
+    return inside == release if inside else bool(uki.named(place.rpartition("/")[2], {release: base}))
+
+
+def _files(root: Root, pattern: str) -> list[str]:
+    """One file, or those of a directory (`…/*.conf`)."""
+    directory, _, name = pattern.rpartition("/")
+    if not name.startswith("*"):
+        return [pattern]
+    return [f"{directory}/{found}" for found in listing(root, directory) if found.endswith(name[1:])]
+
+
+def _key(image: Path, release: str) -> str:
+    status = image.stat()
+    stamp = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+    return f"{release} {stamp}"
+
+
+def _listed(root: Root, image: Path, release: str, cancel: threading.Event | None) -> list[str] | None:
+    """The modules in an initramfs that are for this kernel; None when it cannot be listed."""
+    for lister in LISTERS:
+        if not which(root, lister):
+            continue
+        result = run([lister, root.inside(image)], root=root, timeout=LISTING_TIMEOUT, cancel=cancel)
+        if result.ok:
+            paths = (line.strip().rpartition(" ")[2] for line in result.output.splitlines())
+            mine = (path for path in paths if f"modules/{release}/" in path)
+            return sorted({canonical(name) for path in mine if (name := module_name(path))})
+    return None

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the verdicts on its files mean for one version of a module on one kernel."""
+
+from collections.abc import Iterator, Mapping
+
+from kmodhookd.model import Fact, Placement, Verdict
+
+
+def of(placement: Placement, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
+    """Those on its modules that are in the kernel's tree. `verdicts`: by path."""
+    there = (*placement.installed, *placement.weak)
+    return [verdicts[artifact.path] for artifact in there if artifact.path in verdicts]
+
+
+def loads(placement: Placement, verdicts: Mapping[str, Verdict]) -> bool | None:
+    """Whether all of its modules that are there load; None when there are none, or when it cannot be told."""
+    said = {verdict.loads for verdict in of(placement, verdicts)}
+    if False in said:
+        return False
+    return None if None in said or not said else True
+
+
+def facts(placement: Placement, verdicts: Mapping[str, Verdict]) -> Iterator[Fact]:
+    """What `Explain` tells of it."""
+    for verdict in of(placement, verdicts):
+        name = f"module {verdict.module}"
+        for reason in verdict.reasons:
+            yield Fact(fact=name, verdict=f"will not load: {reason.sentence}", remedy=reason.remedy)
+        if verdict.loads:
+            yield Fact(fact=name, verdict="will load")
+        elif verdict.loads is None:
+            yield Fact(
+                fact=name, verdict=f"nothing is known that keeps it from loading, but {'; '.join(verdict.doubts)}"
+            )

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When a pass looks into initramfs files, and what it says of them."""
+
+import time
+from pathlib import Path
+
+import initramfstools
+import modules
+import pytest
+import trees
+
+from kmodhookd import engine
+from kmodhookd.act.controls import Controls
+from kmodhookd.model import BootVerdict
+from kmodhookd.observe import initramfs
+from kmodhookd.protocol import Request, WorkerEvent
+from kmodhookd.root import Root
+from kmodhookd.settings import Policy, Settings
+
+K = "6.1.0-56-amd64"
+SETTINGS = Settings(policy=Policy(autoinstall=False))
+READY = BootVerdict(kernel=K, verdict="ready")
+LACKS = BootVerdict(
+    kernel=K,
+    verdict="not-ready",
+    reasons=(
+        (
+            "foo",
+            f"foo is not in /boot/initrd.img-{K}, and /etc/initramfs-tools/modules puts it into the initramfs",
+            f"update-initramfs -u -k {K}",
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """Real DKMS installed `foo`; people want it in the initramfs, which was made before."""
+    ko = modules.build(tmp_path / "foo.ko", release=K, name="foo").read_bytes()
+    made = trees.make(
+        tmp_path / "root",
+        {
+            **trees.DEBIAN,
+            **trees.kernel(K),
+            "/lib": trees.Link("usr/lib"),
+            "/usr/src/foo-1.0/dkms.conf": "PACKAGE_NAME=foo\nPACKAGE_VERSION=1.0\nDEST_MODULE_LOCATION[0]=/updates\n",
+            "/var/lib/dkms/foo/1.0/source": trees.Link("/usr/src/foo-1.0"),
+            f"/var/lib/dkms/foo/1.0/{K}/x86_64/module/foo.ko": ko,
+            f"/var/lib/dkms/foo/kernel-{K}-x86_64": trees.Link(f"1.0/{K}/x86_64"),
+            f"/usr/lib/modules/{K}/updates/dkms/foo.ko": ko,
+            f"/boot/config-{K}": "CONFIG_X86_64=y\n",
+            "/etc/initramfs-tools/modules": "foo\n",
+        },
+    )
+    initramfstools.put(made, K)
+    time.sleep(initramfs.SETTLED + 0.1)
+    return made
+
+
+def told(root: Root, controls: Controls | None = None) -> list[BootVerdict]:
+    """The verdicts of one pass, snapshot after snapshot."""
+    found: list[BootVerdict] = []
+
+    def emit(event: WorkerEvent) -> None:
+        if event.snapshot is not None:
+            found.extend(event.snapshot.boot)
+
+    engine.one_pass(root, SETTINGS, Request(number=1), emit, controls or Controls())
+    return found
+
+
+def listings(root: Root) -> int:
+    log = root.prefix / "listed"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_the_slow_look_comes_last_and_once(root: Root) -> None:
+    assert told(root) == [READY, LACKS]
+    assert told(root) == [LACKS]
+    assert listings(root) == 1
+    initramfstools.holds(root, K, ["updates/dkms/foo.ko"])
+    time.sleep(initramfs.SETTLED + 0.1)
+    assert told(root) == [READY]
+    assert listings(root) == 2
+
+
+def test_nothing_slow_is_done_in_a_transaction_or_when_the_end_is_near(root: Root) -> None:
+    assert told(root, Controls(held=True)) == [READY]
+    ending = Controls()
+    ending.wind_down.set()
+    assert told(root, ending) == [READY]
+    assert listings(root) == 0
+
+
+def test_a_look_alone_tells_the_same(root: Root) -> None:
+    seen = engine.look_only(root, SETTINGS)
+    assert seen.boot == (LACKS,) and seen.boot_default == K
+
+
+def test_what_says_something_of_the_next_boot_is_watched(root: Root) -> None:
+    assert {"/boot", "/etc/initramfs-tools"} <= set(engine.look_only(root, SETTINGS).watch)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a kernel asks of a module: from its tree, its headers, modprobe's configuration and the machine."""
+
+import os
+import ssl
+import struct
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import modules
+import pytest
+import trees
+
+from kmodhookd.model import Export, Headers, HeadersState, Kernel, KernelFacts
+from kmodhookd.observe import elf, enforcement, kernelfacts, modprobed, modtree
+from kmodhookd.observe.enforcement import Machine
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+
+K = "6.1.0-56-amd64"
+TREE = f"/usr/lib/modules/{K}"
+HEADERS = Headers(state=HeadersState.PRESENT, directory=f"/usr/src/linux-headers-{K}")
+KERNEL = Kernel(release=K, tree=TREE, arch="x86_64", headers=HEADERS)
+MISSING = KERNEL.model_copy(update={"headers": Headers(state=HeadersState.MISSING)})
+CONFIG = {"CONFIG_MODULE_SIG": "y"}
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return modules.build(tmp_path_factory.mktemp("modules") / "dummy.ko", name="dummy", release=K).read_bytes()
+
+
+def look(
+    base: Path, entries: Mapping[str, trees.Content], kernel: Kernel = KERNEL, machine: Machine | None = None
+) -> KernelFacts:
+    root = trees.make(base, entries)
+    return kernelfacts.kernel_facts(root, Settings(), kernel, machine=machine or Machine())
+
+
+def test_a_kernel_with_headers(tmp_path: Path, content: bytes) -> None:
+    entries = {**trees.kernel(K), **trees.headers(K), f"{TREE}/kernel/drivers/net/dummy.ko": content}
+    entries[f"{TREE}/modules.builtin"] = "kernel/drivers/char/tpm/tpm-crb.ko\n"
+    facts = look(tmp_path, entries)
+    assert (facts.release, facts.arch, facts.vermagic) == (K, "x86_64", f"{K} SMP preempt mod_unload modversions")
+    assert facts.exports == {"printk": Export(0x12345678)} and facts.complete and facts.modversions
+    assert facts.modules == frozenset({"dummy"}) and facts.builtin == frozenset({"tpm_crb"})
+    assert not facts.signatures and facts.trusted is None and facts.strict_namespaces
+    assert not (facts.strict_btf or facts.forced_load or facts.chosen or facts.blacklisted or facts.barred)
+
+
+def test_without_headers_its_own_modules_tell(tmp_path: Path, content: bytes) -> None:
+    entries = {**trees.kernel(K), f"{TREE}/kernel/drivers/net/dummy.ko": content}
+    facts = look(tmp_path, entries, MISSING)
+    assert not facts.complete
+    assert facts.exports["printk"] == Export(0x4C9D28B0) and facts.exports["a_rather_long_name"].crc == 0xDEADBEEF
+    assert facts.forced_load and not facts.strict_namespaces, "nothing is known of its configuration"
+    kept = tmp_path / f"var/cache/kmodhookd/exports-{K}.json"
+    kept.write_text(kept.read_text().replace(str(0xDEADBEEF), "77"))
+    gone = kept.with_name("exports-5.10.0-1-amd64.json")
+    gone.write_text("{}")
+    root = trees.make(tmp_path, {})
+    assert kernelfacts.kernel_facts(root, Settings(), MISSING).exports["a_rather_long_name"].crc == 77
+    (tmp_path / f"usr/lib/modules/{K}/kernel/drivers/net/more.ko").write_text("no module")
+    again = kernelfacts.kernel_facts(root, Settings(), MISSING)
+    assert again.exports["a_rather_long_name"].crc == 0xDEADBEEF and "more" in again.modules
+    assert not gone.exists(), "of a kernel that is gone"
+
+
+def test_symvers_of_the_kernels_package_and_of_headers_that_are_not_its_own(tmp_path: Path) -> None:
+    entries = {**trees.kernel(K), **trees.headers(K)}
+    other = KERNEL.model_copy(update={"headers": HEADERS.model_copy(update={"state": HeadersState.MISMATCHED})})
+    assert "printk" not in look(tmp_path, entries, other).exports
+    text = b"0x00000001\tother\tvmlinux\tEXPORT_SYMBOL\t\n"
+    packed = subprocess.run(["zstd", "-qc"], input=text, capture_output=True, check=True).stdout
+    (tmp_path / f"boot/symvers-{K}.zst").write_bytes(packed)
+    facts = look(tmp_path, {}, other)
+    assert facts.exports == {"other": Export(1)} and facts.complete
+
+
+def test_of_several_files_the_one_that_depmod_takes(tmp_path: Path, content: bytes) -> None:
+    own = f"{TREE}/kernel/drivers/net/dummy.ko"
+    entries = {**trees.kernel(K), own: content, f"{TREE}/updates/dkms/dummy.ko": content, f"{TREE}/extra/dummy.ko": b""}
+    facts = look(tmp_path, entries)
+    assert facts.chosen == {"dummy": f"{TREE}/updates/dkms/dummy.ko"}
+    trees.make(tmp_path, {"/etc/depmod.d/a.conf": "search built-in\n"})
+    assert look(tmp_path, {}).chosen == {}, "depmod does not say which of the two"
+    root = trees.make(tmp_path, {})
+    found = kernelfacts.foreign(root, KERNEL, modtree.survey(root, TREE))
+    assert [(one.path.removeprefix(f"{TREE}/"), one.vermagic[:7], bool(one.problem)) for one in found] == [
+        ("extra/dummy.ko", "", True),
+        ("updates/dkms/dummy.ko", K[:7], False),
+    ]
+
+
+def test_strict_kernels(tmp_path: Path) -> None:
+    config = f"{HEADERS.directory}/include/config/auto.conf"
+    entries = {
+        **trees.kernel(K),
+        **trees.headers(K),
+        config: "CONFIG_DEBUG_INFO_BTF_MODULES=y\nCONFIG_MODULE_FORCE_LOAD=y\n",
+    }
+    facts = look(tmp_path, entries)
+    assert facts.strict_btf and facts.forced_load
+    lax = "CONFIG_DEBUG_INFO_BTF_MODULES=y\nCONFIG_MODULE_ALLOW_BTF_MISMATCH=y\nCONFIG_MODULE_ALLOW_MISSING_NAMESPACE_IMPORTS=y\n"
+    facts = look(tmp_path, {config: lax})
+    assert not facts.strict_btf and not facts.strict_namespaces
+
+
+# --- what is barred ---------------------------------------------------------------------------------------------------
+
+
+def test_what_modprobe_is_told(tmp_path: Path) -> None:
+    root = trees.make(
+        tmp_path,
+        {
+            "/etc/modprobe.d/a.conf": "# blacklist no\nblacklist foo-bar\nblacklist \\\n  two\ninstall usb-storage /bin/false\n",
+            "/usr/lib/modprobe.d/a.conf": "blacklist hidden\n",
+            "/usr/lib/modprobe.d/b.conf": "blacklist two\ninstall ok /sbin/modprobe --ignore-install ok\nalias three off\n",
+            "/etc/modprobe.d/not-one": "blacklist four\n",
+            "/etc/modprobe.d/broken.conf": trees.Link("nowhere"),
+        },
+    )
+    cmdline = enforcement.words(
+        'quiet module_blacklist=five,six-x modprobe.blacklist=foo-bar,seven dyndbg="a b" module-blacklist=eight'
+    )
+    found = modprobed.read(root, cmdline)
+    a, line = "/etc/modprobe.d/a.conf", "on the kernel's command line"
+    assert found.by_itself == {"foo_bar": a, "two": a, "seven": f"modprobe.blacklist {line}"}
+    assert found.at_all == {
+        "usb_storage": a,
+        "three": "/usr/lib/modprobe.d/b.conf",
+        "five": f"module_blacklist {line}",
+        "six_x": f"module_blacklist {line}",
+        "eight": f"module-blacklist {line}",
+    }
+    shown = subprocess.run(["modprobe", "-c", "-C", tmp_path / "etc/modprobe.d"], capture_output=True, text=True).stdout
+    listed = {line.split()[1] for line in shown.splitlines() if line.startswith("blacklist ")}
+    assert listed >= {"foo_bar", "two"} and "no" not in listed
+
+
+# --- signatures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "machine", "asked"),
+    [
+        (CONFIG, Machine(), ""),
+        ({**CONFIG, "CONFIG_MODULE_SIG_FORCE": "y"}, Machine(), "CONFIG_MODULE_SIG_FORCE"),
+        (CONFIG, Machine(cmdline=("module.sig_enforce",)), "module.sig_enforce"),
+        (CONFIG, Machine(cmdline=("module.sig_enforce=1",)), "module.sig_enforce"),
+        ({}, Machine(cmdline=("module.sig_enforce=1",)), "module.sig_enforce"),
+        (CONFIG, Machine(cmdline=("module.sig_enforce=0",)), ""),
+        (CONFIG, Machine(cmdline=("lockdown=integrity",)), "lockdown=integrity"),
+        (CONFIG, Machine(cmdline=("lockdown=none",)), ""),
+        ({"CONFIG_MODULES": "y"}, Machine(cmdline=("module.sig_enforce=1",)), ""),
+        (CONFIG, Machine(secure_boot=True), ""),
+        ({**CONFIG, "CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT": "y"}, Machine(secure_boot=True), "Secure Boot"),
+        ({**CONFIG, "CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT": "y"}, Machine(), ""),
+        ({**CONFIG, "CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY": "y"}, Machine(), "FORCE_INTEGRITY"),
+    ],
+)
+def test_what_asks_for_a_signature(config: Mapping[str, str], machine: Machine, asked: str) -> None:
+    said = enforcement.signatures(config, machine, running=False)
+    assert asked in said and bool(said) == bool(asked)
+
+
+def test_the_running_kernel_speaks_for_itself_alone() -> None:
+    for here in (Machine(enforced=True), Machine(locked_down=True)):
+        assert enforcement.signatures(CONFIG, here, running=True)
+        assert not enforcement.signatures(CONFIG, here, running=False)
+
+
+def machine_of(tmp_path: Path, variables: Mapping[str, bytes]) -> Machine:
+    """A machine with these EFI variables, seen as its own root would."""
+    proc, sys = tmp_path / "proc", tmp_path / "sys"
+    (proc / "1").mkdir(parents=True)
+    os.symlink("/", proc / "1/root")
+    (proc / "1/environ").write_bytes(b"")
+    (proc / "cmdline").write_text("root=/dev/sda1 module.sig_enforce=1\n")
+    sys.mkdir(exist_ok=True)
+    trees.make(sys, {f"/firmware/efi/efivars/{name}": b"\7\0\0\0" + value for name, value in variables.items()})
+    trees.make(sys, {"/kernel/security/lockdown": "none [integrity] confidentiality\n"})
+    trees.make(sys, {"/module/module/parameters/sig_enforce": "N\n"})
+    return enforcement.machine(Root("/"), str(proc), str(sys))
+
+
+def signature_list(*certificates: bytes) -> bytes:
+    """One list for each certificate, after one of hashes (EFI_CERT_SHA256_GUID)."""
+    sha256 = bytes.fromhex("2616c4c14c509240aca941f936934328")
+    lists = [(sha256, bytes(32)), *((enforcement.X509, der) for der in certificates)]
+    return b"".join(
+        struct.pack("<16sIII", kind, 44 + len(data), 0, 16 + len(data)) + bytes(16) + data for kind, data in lists
+    )
+
+
+def test_the_keys_that_are_enrolled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enforcement, "running_release", lambda root, proc: K)
+    key = elf.read_module(modules.sign(modules.build(tmp_path / "a.ko"))).key
+    der = ssl.PEM_cert_to_DER_cert((tmp_path / "a.ko.crt").read_text())
+    lists = {f"MokListRT-{enforcement.SHIM}": signature_list(b"no certificate", der) + b"cut short"}
+    secure = {f"SecureBoot-{enforcement.GLOBAL}": b"\1"}
+    machine = machine_of(tmp_path / "m", {**lists, **secure})
+    assert machine.enrolled is not None and key in machine.enrolled and len(machine.enrolled) == 2
+    assert machine.secure_boot and machine.efi and machine.locked_down and not machine.enforced
+    assert "module.sig_enforce=1" in machine.cmdline
+    ignored = machine_of(tmp_path / "i", {**secure, f"MokSBStateRT-{enforcement.SHIM}": b"\1"})
+    assert ignored.enrolled == frozenset() and not ignored.secure_boot
+    hidden = machine_of(tmp_path / "h", {})
+    assert hidden.enrolled == frozenset() and not hidden.efi
+    (tmp_path / "n/sys/firmware/efi/efivars").mkdir(parents=True)
+    assert machine_of(tmp_path / "n", {}).enrolled is None, "they are not to be seen"
+
+
+def test_of_another_root_no_machine_is_known(tmp_path: Path) -> None:
+    assert enforcement.machine(trees.make(tmp_path, {})) == Machine()
+
+
+def test_a_kernel_trusts_what_signed_its_own_modules(tmp_path: Path, content: bytes) -> None:
+    own = tmp_path / f"usr/lib/modules/{K}/kernel/drivers/net/dummy.ko"
+    trees.make(tmp_path, {**trees.kernel(K), f"{TREE}/kernel/drivers/net/dummy.ko": content})
+    key = elf.read_module(modules.sign(own)).key
+    machine = Machine(cmdline=("module.sig_enforce",), efi=True, enrolled=frozenset({"mine"}))
+    facts = look(tmp_path, {}, machine=machine)
+    assert facts.trusted == frozenset({"mine", key}) and "/var/lib/dkms/mok.pub" in facts.enrolment

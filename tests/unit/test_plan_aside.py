@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An update of the kernel removes the need for a module, or brings it back; and what no such thing may take away."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from worlds import NOW, carry_out, installed, inventory, kernel, own, placement, source
+
+from kmodhookd.model import Artifact, HeadersState, Inventory, Kernel, Placement, Plan, Recipe, State
+from kmodhookd.plan import planner
+from kmodhookd.settings import Policy, Settings
+
+K1, RUNNING = kernel("6.1.0-1-amd64"), kernel("6.1.0-1-amd64", running=True)
+V4L = source("v4l")
+
+
+def stored(name: str, version: str) -> Artifact:
+    return Artifact(path=f"/var/lib/dkms/{name}.ko", module=name, version=version, sha256="s1")
+
+
+def there(on: Kernel = K1, version: str = "1.0", *theirs: Artifact, **record: object) -> Placement:
+    """Installed by us in that version, beside modules of the kernel's own."""
+    made = installed(placement(V4L, on), stored=(stored("v4l", version),), in_tree=theirs)
+    assert made.record is not None
+    return made.model_copy(update={"record": made.record.model_copy(update=record)})
+
+
+def world(of: Placement, on: Kernel = K1) -> Inventory:
+    return inventory([of], [on], [V4L])
+
+
+def plan(seen: Inventory, settings: Settings | None = None, **options: bool) -> Plan:
+    return planner.make(seen, settings or Settings(), now=NOW, **options)  # type: ignore[arg-type]
+
+
+def done(made: Plan) -> list[str]:
+    return [str(one.kind) for one in made.actions]
+
+
+def test_it_steps_aside_for_the_kernels_own_and_returns_with_the_need() -> None:
+    newer = own(K1, "v4l", "2.0")
+    seen = world(there(K1, "1.0", newer))
+    made = plan(seen)
+    assert done(made) == ["uninstall"] and newer.path in made.actions[0].reason and "2.0" in made.actions[0].reason
+    aside = carry_out(seen, made.actions)
+    made = plan(aside)
+    assert done(made) == [] and made.cells[0].state is State.IN_TREE
+    assert "version 2.0" in made.cells[0].facts[0].verdict
+    assert plan(aside).boot[0].verdict == "ready"
+    for theirs in ((), (own(K1, "v4l", "0.9"),)):
+        needed = aside.placements[0].model_copy(update={"in_tree": theirs})
+        made = plan(aside.model_copy(update={"placements": (needed,)}))
+        assert done(made) == ["install"], "from the DKMS tree, nothing is built"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        there(K1, "1.0", own(K1, "v4l", "2.0"), over_in_tree=True),
+        there(K1, "1.0", own(K1, "v4l", "2.0"), by_hand=True),
+        there(K1, "1.0", own(K1, "v4l", "")),
+        there(K1, "", own(K1, "v4l", "2.0")),
+        there(K1, "f3a9c1d", own(K1, "v4l", "0b12ab3")),
+        there(K1, "1.0", own(K1, "v4l", "2.0", vermagic="6.1.0-2-amd64 SMP preempt")),
+        there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"record": None}),  # real DKMS's
+        there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"stored": ()}),
+    ],
+    ids=["a person's --force", "pinned", "a bare name", "ours has none", "commits", "not of it", "DKMS", "lost"],
+)
+def test_it_stays(cell: Placement) -> None:
+    made = plan(world(cell))
+    assert "uninstall" not in done(made), made.actions
+    assert made.cells[0].there
+
+
+def test_it_stays_on_the_running_kernel() -> None:
+    cell = there(RUNNING, "1.0", own(K1, "v4l", "2.0"))
+    made = plan(world(cell, RUNNING))
+    assert done(made) == [] and made.cells[0].state is State.INSTALLED
+    assert any("version 2.0" in fact.verdict for fact in made.cells[0].facts), "and it is said"
+
+
+def test_by_itself_only() -> None:
+    seen = world(there(K1, "1.0", own(K1, "v4l", "2.0")))
+    off = Settings(policy=Policy(autoinstall=False))
+    assert done(plan(seen, off)) == [] and done(plan(seen, held=True)) == []
+    manual = Recipe(module="v4l", version="1.0", kernel=K1.release, arch=K1.arch, autoinstall=False)
+    assert done(plan(world(there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"recipe": manual})))) == []
+
+
+def test_policy_may_say_for_each_module_that_the_kernels_own_never_wins() -> None:
+    over = Settings(policy=Policy(over_in_tree=("v4*",)))
+    seen = world(there(K1, "1.0", own(K1, "v4l", "2.0")))
+    assert done(plan(seen, over)) == [] and plan(seen, over).cells[0].state is State.INSTALLED
+    other = Settings(policy=Policy(over_in_tree=("nvidia",)))
+    assert done(plan(seen, other)) == ["uninstall"]
+
+
+def test_another_module_of_ours_is_not_the_kernels_own() -> None:
+    """Two packages with one module: neither steps aside for the other, or both would be gone."""
+    fork = source("fork")
+    mine = there(K1, "1.0", own(K1, "v4l", "1.0", place="extra"))
+    other = installed(placement(fork, K1), stored=(stored("v4l", "1.0"),), in_tree=(mine.installed[0],))
+    elsewhere = other.installed[0].model_copy(update={"path": f"{K1.tree}/extra/v4l.ko", "module": "v4l"})
+    assert other.record is not None
+    files = tuple(one.model_copy(update={"path": elsewhere.path}) for one in other.record.files)
+    record = other.record.model_copy(update={"files": files})
+    other = other.model_copy(update={"installed": (elsewhere,), "record": record})
+    assert done(plan(inventory([mine, other], [K1], [V4L, fork]))) == []
+
+
+# --- of several modules some ------------------------------------------------------------------------------------------
+
+
+def two(on: Kernel = K1, *theirs: Artifact) -> Placement:
+    """`v4l` and `cam` in one source, installed."""
+    cell = there(on, "1.0", *theirs)
+    cam = cell.installed[0].model_copy(update={"path": f"{on.tree}/updates/dkms/cam.ko", "module": "cam"})
+    assert cell.record is not None
+    file = cell.record.files[0].model_copy(update={"path": cam.path})
+    record = cell.record.model_copy(update={"files": (*cell.record.files, file)})
+    update = {"stored": (*cell.stored, stored("cam", "1.0")), "installed": (*cell.installed, cam), "record": record}
+    return cell.model_copy(update=update)
+
+
+def test_only_those_that_are_not_needed_go() -> None:
+    cell = two(K1, own(K1, "cam", "1.1"))
+    made = plan(world(cell))
+    assert done(made) == ["install"] and "cam" in made.actions[0].reason
+    assert done(plan(world(two(RUNNING, own(K1, "cam", "1.1")), RUNNING))) == []
+    assert cell.record is not None
+    without = cell.model_copy(
+        update={
+            "installed": cell.installed[:1],
+            "record": cell.record.model_copy(update={"files": cell.record.files[:1]}),
+        }
+    )
+    assert done(plan(world(without))) == []
+    needed = without.model_copy(update={"in_tree": ()})
+    assert done(plan(world(needed))) == ["install"], "it comes back with the need"
+
+
+def test_edited_source_is_compared_before_it_goes_in_again() -> None:
+    seen = world(there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"fingerprint": "edited"}))
+    assert done(plan(seen)) == ["build"]
+    seen = world(there(RUNNING, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"fingerprint": "edited"}), RUNNING)
+    assert done(plan(seen)) == ["build", "install"]
+
+
+# --- what is known of it elsewhere ------------------------------------------------------------------------------------
+
+
+def test_a_build_for_another_kernel_tells_that_none_is_needed_here() -> None:
+    bare = kernel("6.1.0-2-amd64", HeadersState.MISSING)
+    here = placement(V4L, bare, in_tree=(own(bare, "v4l", "2.0"),))
+    recipe = Recipe.model_validate(
+        {**here.recipe.model_dump(), "modules": [{"built_name": "v4l", "dest_name": "v4l"}]}  # type: ignore[union-attr]
+    )
+    here = here.model_copy(update={"recipe": recipe})
+    alone = plan(inventory([here], [bare], [V4L]))
+    assert alone.cells[0].state is State.WAITING_HEADERS and alone.missing_headers
+    made = plan(inventory([there(K1), here], [K1, bare], [V4L]))
+    state = {cell.kernel: cell.state for cell in made.cells}
+    assert state == {K1.release: State.INSTALLED, bare.release: State.IN_TREE}
+    assert not made.missing_headers and done(made) == []
+    old = there(K1).model_copy(update={"fingerprint": "edited"})
+    made = plan(inventory([old, here], [K1, bare], [V4L]))
+    assert made.missing_headers, "what was built of another source tells nothing"
+    more = recipe.model_copy(
+        update={"modules": (*recipe.modules, recipe.modules[0].model_copy(update={"dest_name": "x"}))}
+    )
+    two_modules = here.model_copy(update={"recipe": more})
+    assert plan(inventory([there(K1), two_modules], [K1, bare], [V4L])).missing_headers, "both have to be there"
