@@ -4,17 +4,19 @@
 The DKMS tree holds a copy, as if it had been built for this kernel: real DKMS compares files, not what they were built for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kmodhookd.act.product import SYMVERS, own_module
+from kmodhookd.act.product import own_module
 from kmodhookd.act.resign import carry
 from kmodhookd.act.sign import Signer
 from kmodhookd.act.stored import Built
 from kmodhookd.errors import Fault
 from kmodhookd.model import Kernel, Placement, Provenance
-from kmodhookd.observe import dependencies, misfits
+from kmodhookd.observe import elf, kernelfacts, misfits, modtree
+from kmodhookd.observe.enforcement import Machine
 from kmodhookd.plan import reuse
+from kmodhookd.plan.verdict import judge_all
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -44,19 +46,15 @@ def take_over(
     directory = f"{settings.dkms_tree}/{donor.module}/{donor.version}/{donor.kernel}/{donor.arch}/module"
     modules = root.resolve(directory)
     wanted = [one.dest_name for one in recipe.modules if not one.excluded]
-    there = {path.name.partition(".ko")[0] for path in modules.iterdir()} if modules.is_dir() else set()
+    there = {elf.module_name(path.name): path.name for path in modules.iterdir()} if modules.is_dir() else {}
     if missing := [name for name in wanted if name not in there]:
         raise Unfit(f"{', '.join(missing)}: not in {directory}")
-    try:
-        others = dependencies.handed_over(root, settings, recipe).values()
-        exported = misfits.exports(root, [f"{kernel.headers.directory}/{SYMVERS}", *others, f"{directory}/{SYMVERS}"])
-    except Fault as fault:
-        raise Unfit(str(fault)) from None
+    _check(root, settings, kernel, [f"{directory}/{there[name]}" for name in wanted])
     own = own_module(root, kernel)
 
     def check(module: Path) -> None:
         try:
-            wrong = misfits.refusal(module, kernel, exported, own)
+            wrong = misfits.oddity(module, own)
         except Fault as fault:
             wrong = fault.what
         if wrong:
@@ -65,6 +63,25 @@ def take_over(
     origin = provenance(placement, donor).origin
     note = f"Taken over for {kernel.release}: built for {origin}; {kernel.release} exports every symbol it imports, as it was."
     return carry(root, settings, kernel, recipe, record, signer, check=check, note=note, doing="taking it over")
+
+
+def _check(root: Root, settings: Settings, kernel: Kernel, paths: Sequence[str]) -> None:
+    """Raise `Unfit` unless modules (paths inside) would load into a kernel, with each other and what was put there before.
+
+    Keys, blacklists and packages that can still be installed are no matter of what they were built for.
+    """
+    survey = modtree.survey(root, kernel.tree)
+    facts = kernelfacts.kernel_facts(root, settings, kernel, survey=survey, machine=Machine())
+    possible = facts.modules | {export.module for export in facts.exports.values()}
+    asked = {"signatures": "", "blacklisted": {}, "barred": {}, "chosen": {}, "modules": possible}
+    ours = [kernelfacts.module_facts(root, path) for path in paths]
+    names = {one.name for one in ours}
+    others = [one for one in kernelfacts.foreign(root, kernel, survey) if one.name not in names]
+    verdicts = judge_all([*ours, *others], facts.model_copy(update=asked))[: len(ours)]
+    for verdict in verdicts:
+        wrong = next(iter((*(reason.sentence for reason in verdict.reasons), *verdict.doubts)), "")
+        if wrong:
+            raise Unfit(f"{verdict.module}: {wrong}")
 
 
 def provenance(placement: Placement, donor: Placement | None) -> Provenance:

@@ -11,7 +11,7 @@ from kmodhookd.act import aftermath, clean, debts, initramfs, install, journal, 
 from kmodhookd.act.build import build
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.depmod import depmod
-from kmodhookd.act.failures import as_fault
+from kmodhookd.act.failures import BuildFailed, as_fault
 from kmodhookd.act.jobs import Job, Jobs
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.act.lock import engine_lock, work_lock
@@ -221,12 +221,18 @@ class Work:
     def _taken_over(
         self, action: Action, placement: Placement, donor: Placement, kernel: Kernel, signer: Signer, job: Job
     ) -> Built | None:
-        """What was built for another kernel; None when it does not fit after all, and has to be built."""
-        try:
-            return take_over(self.root, self.settings, kernel, placement, donor, signer, progress=job.progress)
-        except Unfit as unfit:
-            self.notes.append(f"{_name(action)}: what was built for {donor.kernel} is not taken over: {unfit}")
-            return None
+        """What was built for another kernel; None when that cannot be had after all, and it has to be built."""
+        faults: list[Fault] = []
+        with self._apart(_name(action), faults.append):
+            try:
+                return take_over(self.root, self.settings, kernel, placement, donor, signer, progress=job.progress)
+            except Unfit as unfit:
+                faults.append(Fault(str(unfit)))
+        fault = faults[0]
+        if isinstance(fault, BuildFailed) and fault.failure.cause in (FailureClass.SIGNING, FailureClass.CANCELLED):
+            raise fault  # a build would come to the same
+        self.notes.append(f"{_name(action)}: what was built for {donor.kernel} is not taken over: {fault}")
+        return None
 
     def _commit(self, now: Round, kernel: str, actions: list[Action]) -> None:
         """Put a kernel's modules in, under the engine lock, as far as the gate lets us."""

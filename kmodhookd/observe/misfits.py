@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Does a module that was built for another kernel fit this one (kernel/module/version.c; facts that are looked up in files).
+"""Does a module that was built for another kernel fit this one, and does it still: what `plan.verdict` does not say."""
 
-What the kernel's loader asks for, and what it does not ask for and still goes wrong.
-"""
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from kmodhookd.errors import Fault
@@ -15,27 +12,14 @@ from kmodhookd.root import Root
 RUST = b"rustc version "  # in .comment: Rust has neither a stable layout nor CRCs that say so
 
 
-def refusal(path: Path, kernel: Kernel, exported: Mapping[str, int], own: ModuleFacts | None) -> str:
-    """Why a module file, not compressed, is not for this kernel; "" when it is.
+def oddity(path: Path, own: ModuleFacts | None) -> str:
+    """What no loader asks for and still goes wrong with a module file, not compressed, of another kernel; "" = nothing.
 
-    `exported`: symbol → CRC, of the kernel and of the modules that come along; `own`: a module of the kernel's own.
-    Raises Fault when the file is no sound module.
+    `own`: a module of the kernel's own. Raises Fault when the file is no sound module.
     """
     info = elf.read_module(path)
-    if info.machine and info.machine != kernel.arch:
-        return f"it is for {info.machine}"
-    if not info.imports:
-        return "it carries no symbol versions"
-    if own is not None and info.vermagic.partition(" ")[2] != own.vermagic.partition(" ")[2]:
-        return f"its vermagic is '{info.vermagic}', that of the kernel's own modules '{own.vermagic}'"
-    wrong = disagreements(info.imports, exported)
-    if wrong:
-        return f"{wrong[0]} has another version in {kernel.release}" + (f", {len(wrong)} in all" if wrong[1:] else "")
     if own is not None and info.orc_header != own.orc_header:
         return "its unwinding tables are of another format"
-    allowed = kernel.headers.inputs is not None and kernel.headers.inputs.btf_may_differ
-    if info.btf and not allowed:
-        return "its type information (BTF) is of another kernel, which this one refuses"
     if RUST in path.read_bytes():
         return "it is written in Rust"
     return ""
@@ -44,16 +28,6 @@ def refusal(path: Path, kernel: Kernel, exported: Mapping[str, int], own: Module
 def disagreements(imports: Mapping[str, int], exported: Mapping[str, int]) -> list[str]:
     """The symbols that are not there or have another CRC. One exported without a CRC (0) is accepted (`check_version`)."""
     return sorted(name for name, crc in imports.items() if exported.get(name, -1) not in (crc, 0))
-
-
-def exports(root: Root, paths: Iterable[str]) -> dict[str, int]:
-    """Symbol → CRC of several `Module.symvers`, which are paths inside; those that are not there are left out."""
-    found: dict[str, int] = {}
-    for path in paths:
-        resolved = root.resolve(path)
-        if resolved.is_file():
-            found |= symvers.read(resolved)
-    return found
 
 
 def misfit(root: Root, kernel: Kernel, record: Record | None, now: Inputs | None) -> str:
@@ -67,7 +41,7 @@ def misfit(root: Root, kernel: Kernel, record: Record | None, now: Inputs | None
     if before.inputs.symvers == now.symvers or kernel.headers.state is not HeadersState.PRESENT:
         return ""  # headers that are not this kernel's say nothing about it
     try:
-        exported = exports(root, [f"{kernel.headers.directory}/Module.symvers"])
+        exported = symvers.read(root.resolve(f"{kernel.headers.directory}/Module.symvers"))
         for file in record.files:
             known = {name: crc for name, crc in _imports(root, file.path).items() if name in exported}
             if wrong := disagreements(known, exported):

@@ -13,7 +13,7 @@ import trees
 from worlds import kernel
 
 from kmodhookd.errors import Fault
-from kmodhookd.model import HeaderInputs, HeadersState, Inputs, Placement, Provenance, Record
+from kmodhookd.model import HeadersState, Inputs, Placement, Provenance, Record
 from kmodhookd.observe import compilers, families, inputs, misfits
 from kmodhookd.observe.elf import read_module
 from kmodhookd.observe.inventory import look
@@ -160,28 +160,18 @@ def test_who_promises_that_modules_fit(tmp_path: Path, release: str, promised: b
 
 # --- does a file fit a kernel ---------------------------------------------------------------------------------------
 
-EXPORTED = {"printk": 0x4C9D28B0, "__fentry__": 0xFB6DBBF0, "a_rather_long_name": 0xDEADBEEF}
 
-
-def test_what_speaks_against_a_module(tmp_path: Path) -> None:
-    here = kernel(NEW)
+def test_what_speaks_against_a_module_that_the_loader_does_not_ask_for(tmp_path: Path) -> None:
     fits = modules.build(tmp_path / "fits.ko", release=OLD)
     own = read_module(modules.build(tmp_path / "own.ko", release=NEW))
-    assert misfits.refusal(fits, here, EXPORTED, own) == ""
-    assert "printk has another version" in misfits.refusal(fits, here, {**EXPORTED, "printk": 1}, own)
-    assert misfits.refusal(fits, here, {**EXPORTED, "printk": 0}, own) == "", "exported without a version"
-    assert "3 in all" in misfits.refusal(fits, here, {}, own)
-    assert "it is for x86_64" in misfits.refusal(fits, here.model_copy(update={"arch": "aarch64"}), EXPORTED, own)
-    other = read_module(
-        modules.build(tmp_path / "rt.ko", info={"vermagic": f"{NEW} SMP preempt_rt mod_unload modversions "})
-    )
-    assert "its vermagic is" in misfits.refusal(fits, here, EXPORTED, other)
+    assert misfits.oddity(fits, own) == misfits.oddity(fits, None) == ""
+    assert "unwinding" in misfits.oddity(fits, own.model_copy(update={"orc_header": "00"}))
     rust = tmp_path / "rust.ko"
     rust.write_bytes(fits.read_bytes() + b"rustc version 1.80")
-    assert "Rust" in misfits.refusal(rust, here, EXPORTED, own)
+    assert "Rust" in misfits.oddity(rust, own)
     (tmp_path / "no.ko").write_bytes(b"no module")
     with pytest.raises(Fault):
-        misfits.refusal(tmp_path / "no.ko", here, EXPORTED, own)
+        misfits.oddity(tmp_path / "no.ko", own)
 
 
 def test_what_fits_no_longer_is_told_only_of_a_kernels_own_headers(tmp_path: Path) -> None:
@@ -202,16 +192,3 @@ def test_what_fits_no_longer_is_told_only_of_a_kernels_own_headers(tmp_path: Pat
         assert said.startswith(told) and bool(said) is bool(told)
         own = record.model_copy(update={"installed_provenance": provenance.model_copy(update={"origin": ""})})
         assert misfits.misfit(root, here, own, now) == "", "built for this kernel: that is stale, and nothing more"
-
-
-def test_type_information_of_another_kernel(tmp_path: Path) -> None:
-    info = '\nstatic const char btf[] __attribute__((section(".BTF"), used)) = "x";\n'
-    source = tmp_path / "btf.h"
-    source.write_text(info)
-    module = modules.build(tmp_path / "btf.ko", flags=("-include", str(source)))
-    strict = kernel(NEW)
-    assert "BTF" in misfits.refusal(module, strict, EXPORTED, None)
-    said = HeaderInputs(symvers="", config="", layout="", btf_may_differ=True)
-    lenient = strict.model_copy(update={"headers": strict.headers.model_copy(update={"inputs": said})})
-    assert misfits.refusal(module, lenient, EXPORTED, None) == ""
-    assert strict.headers.state is HeadersState.PRESENT
