@@ -142,6 +142,10 @@ class Client:
         """Rows of module, version, kernel, reason."""
         return list(self.properties()["Failures"])
 
+    def reused(self) -> list[Row]:
+        """Rows of module, version, kernel, the kernel that it was built for."""
+        return list(self.properties().get("Reused", []))
+
     def root_id(self) -> str:
         """Device and inode of the root that is served."""
         return str(self.properties()["RootId"])

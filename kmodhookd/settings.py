@@ -59,6 +59,9 @@ class Policy(_Section):
 
     autoinstall: bool = Field(True, description="build and install modules by itself")
     initramfs: bool = Field(True, description="make an initramfs again when modules came too late for it")
+    reuse: Literal["auto", "never", "identical", "compatible"] = Field(
+        "auto", description="take a module over from another kernel's build; auto = compatible where kABI is promised"
+    )
     required: tuple[str, ...] = Field((), description="modules without which a kernel is not ready to boot")
     ignore_kernels: tuple[str, ...] = Field((), description="shell patterns of kernel releases to leave alone")
     ignore_modules: tuple[str, ...] = Field((), description="shell patterns of module names to leave alone")

@@ -26,7 +26,7 @@ class Pair:
         self.k1, self.k2 = kernels.k1.release, kernels.k2.release
         self.alone = kernels.cloud2.release  # headers without a kernel
         # One kernel is enough for most: DKMS is asked for that one, and ours leaves the other alone.
-        self.ours = Site(ours, kernels, Settings(policy=Policy(ignore_kernels=(self.k2,))))
+        self.ours = Site(ours, kernels, Settings(policy=Policy(ignore_kernels=(self.k2,), reuse="never")))
         self.both = (theirs, ours)
 
     def source(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bed.kernels import Kernels
 from bed.overlay import Overlay
-from bed.wanted import tiny_source
+from bed.sources import needs
+from bed.wanted import put_source, tiny_source
 
 from kmodhookd import engine
 from kmodhookd.act.controls import Controls
@@ -17,10 +18,10 @@ from kmodhookd.observe.inventory import look
 from kmodhookd.plan import planner
 from kmodhookd.protocol import Outcome, Request, WorkerEvent
 from kmodhookd.root import Root
-from kmodhookd.settings import Settings
+from kmodhookd.settings import Policy, Settings
 from kmodhookd.verbs import Verbs
 
-SETTINGS = Settings()
+SETTINGS = Settings(policy=Policy(reuse="never"))  # each kernel has builds of its own; reuse has tests of its own
 
 
 class Site:
@@ -39,6 +40,20 @@ class Site:
         path = tiny_source(self.overlay, module, version, body=body, conf=conf)
         time.sleep(planner.SETTLE)
         return path
+
+    def real_sources(self, packages: Sequence[str]) -> set[tuple[str, str]]:
+        """Debian's sources in place, with what their builds need, all of them to be built by themselves: module, version."""
+        for package in packages:
+            put_source(self.overlay, package)
+        if needs(packages):
+            self.overlay.apt_install(*needs(packages))
+        found = {(one.module, one.version) for one in look(self.root, self.settings).sources}
+        for module, _ in found:
+            override = self.overlay.path(f"/etc/dkms/{module}.conf")
+            override.parent.mkdir(exist_ok=True)
+            override.write_text('AUTOINSTALL="yes"\n')
+        time.sleep(planner.SETTLE)
+        return found
 
     def one_pass(self, controls: Controls | None = None, rebuild: tuple[Target, ...] = ()) -> Outcome:
         self.events.clear()

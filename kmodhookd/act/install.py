@@ -27,9 +27,8 @@ from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 # Of a record, once its files are out.
-GONE = {"files": (), "installed_fingerprint": "", "installed_key": "", "by_hand": False, "for_headers": False} | {
-    "over_in_tree": False
-}
+GONE = {"files": (), "installed_fingerprint": "", "installed_key": "", "by_hand": False, "for_headers": False}
+GONE |= {"over_in_tree": False, "installed_provenance": None}
 
 
 def install(
@@ -66,7 +65,7 @@ def install(
         originals.restore(change, keep={modtree.module_name(file.path.rpartition("/")[2]) for file in files})
         done = _record(recipe, record)
         put: dict[str, object] = {"files": files, "installed_fingerprint": done.fingerprint, "installed": time.time()}
-        put |= {"by_hand": by_hand or done.by_hand, "installed_key": done.key}
+        put |= {"by_hand": by_hand or done.by_hand, "installed_key": done.key, "installed_provenance": done.provenance}
         put["over_in_tree"] = over_in_tree or done.over_in_tree
         put["for_headers"] = kernel.headers.state is HeadersState.ALONE  # a person's word: no plan says so
         done = done.model_copy(update=put)

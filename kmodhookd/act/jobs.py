@@ -74,8 +74,17 @@ class Jobs:
             job = self.new(action)
             self._of.pop((action.module, action.version, action.kernel))
             job.start()
+            job.origin = self._origin(action)
+        if job.origin and result == "done":
+            result, detail = "reused", "; ".join(filter(None, (f"built for {job.origin}", detail)))
         if job.result in ("", "built"):
             job.finish(result, detail)
+
+    def _origin(self, action: Action) -> str:
+        """The kernel that what is installed was built for, when that is another one (it was taken over in an earlier round)."""
+        record = decisions.record(self.root, action.cell)
+        provenance = record.installed_provenance if record is not None and record.files else None
+        return provenance.origin if provenance is not None else ""
 
     def give_up(self, action: Action, detail: str) -> None:
         """Tell the end of a job that has not been told yet: something stood in the way of all of them."""
@@ -120,6 +129,7 @@ class Job:
         self.number = number
         self.action = action
         self.result = ""
+        self.origin = ""  # the kernel that what is taken over was built for
         self.cancel: threading.Event = jobs.controls.cancellation(number)
         self._started = time.time()
         self._told = 0.0

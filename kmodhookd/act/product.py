@@ -55,16 +55,22 @@ def accept_symvers(workspace: Workspace, owner: int) -> Path | None:
     return target
 
 
-def kernel_vermagic(root: Root, kernel: Kernel) -> str:
-    """The vermagic of the kernel's own modules, from the first of them; "" when it has none that can be read."""
+def own_module(root: Root, kernel: Kernel) -> ModuleFacts | None:
+    """The first of the kernel's own modules; None when it has none that can be read."""
     for directory, _, files in os.walk(root.resolve(f"{kernel.tree}/kernel")):
         for name in files:
             if name.endswith(SUFFIXES) and module_name(name):
                 try:
-                    return read_module(Path(directory, name)).vermagic
+                    return read_module(Path(directory, name))
                 except Fault:
-                    return ""
-    return ""
+                    return None
+    return None
+
+
+def kernel_vermagic(root: Root, kernel: Kernel) -> str:
+    """The vermagic of the kernel's own modules; "" when it has none that can be read."""
+    own = own_module(root, kernel)
+    return own.vermagic if own is not None else ""
 
 
 def _check_vermagic(name: str, info: ModuleFacts, kernel: Kernel, expected: str) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from kmodhookd.model import Action, ActionKind, Headers, HeadersState, Inventory, Kernel, Placement, Plan, Source, State
 
+PRODUCING = (ActionKind.BUILD, ActionKind.REUSE, ActionKind.INSTALL)
+
 Key = tuple[str, str, str]  # module, version, kernel
 Attempt = tuple[ActionKind, str, str, str, str, str]  # an action, why, and the inputs it was made for
 
@@ -34,14 +36,14 @@ class Round:
 
         Modules that wait for each other in a circle are not put off when nothing else is left.
         """
-        moving = {(one.module, one.kernel) for one in todo if one.kind in (ActionKind.BUILD, ActionKind.INSTALL)}
+        moving = {(one.module, one.kernel) for one in todo if one.kind in PRODUCING}
         kept = [one for one in todo if not any((name, one.kernel) in moving for name in self._depends(one))]
         return kept or todo
 
     def _depends(self, action: Action) -> tuple[str, ...]:
         """The other modules that an action needs to be in their places."""
         placement = self.placements.get((action.module, action.version, action.kernel))
-        makes = action.kind in (ActionKind.BUILD, ActionKind.INSTALL)
+        makes = action.kind in PRODUCING
         if not makes or placement is None or placement.recipe is None:
             return ()
         return tuple(name for name in placement.recipe.depends if name != action.module)

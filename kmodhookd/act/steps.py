@@ -2,7 +2,6 @@
 """Plan → disk: the actions of one round, builds side by side, each kernel's modules in as soon as its builds are done."""
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -12,16 +11,17 @@ from kmodhookd.act import aftermath, clean, debts, initramfs, install, journal, 
 from kmodhookd.act.build import build
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.depmod import depmod
-from kmodhookd.act.failures import as_fault
+from kmodhookd.act.failures import BuildFailed, as_fault
 from kmodhookd.act.jobs import Job, Jobs
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.act.lock import engine_lock, work_lock
 from kmodhookd.act.pulse import Pulse
 from kmodhookd.act.resign import resign
-from kmodhookd.act.rounds import Attempt, Round
+from kmodhookd.act.reuse import Unfit, provenance, take_over
+from kmodhookd.act.rounds import PRODUCING, Attempt, Round
 from kmodhookd.act.scripts import Kind, run_script
 from kmodhookd.act.sign import Signer, Tokens
-from kmodhookd.act.stored import store_built
+from kmodhookd.act.stored import Built, save_built, store_built
 from kmodhookd.confine import lent_users
 from kmodhookd.errors import Fault
 from kmodhookd.model import (
@@ -32,14 +32,14 @@ from kmodhookd.model import (
     Kernel,
     Placement,
     Plan,
-    Record,
+    Provenance,
     Target,
 )
 from kmodhookd.observe import decisions, families
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import cells, intree
 from kmodhookd.plan import decisions as standing
-from kmodhookd.plan.planner import ASKED
+from kmodhookd.plan.planner import ASKED, RENEWAL
 from kmodhookd.protocol import WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -91,7 +91,7 @@ class Work:
         todo = now.ready([action for action in plan.actions if now.attempt(action.kind, action) not in self._tried])
         self._tried |= {now.attempt(action.kind, action) for action in todo}
         self._simple(now, todo, ActionKind.ADD)
-        self._produce(now, [one for one in todo if one.kind in (ActionKind.BUILD, ActionKind.INSTALL)])
+        self._produce(now, [one for one in todo if one.kind in PRODUCING])
         for kind in (ActionKind.UNINSTALL, ActionKind.UNBUILD, ActionKind.REMOVE, ActionKind.CLEAN):
             self._simple(now, todo, kind)
         self._dirty |= {
@@ -149,7 +149,7 @@ class Work:
         builds: dict[str, list[Action]] = defaultdict(list)
         installs: dict[str, list[Action]] = defaultdict(list)
         for action in actions:
-            (builds if action.kind is ActionKind.BUILD else installs)[action.kernel].append(action)
+            (installs if action.kind is ActionKind.INSTALL else builds)[action.kernel].append(action)
         for kernel in [kernel for kernel in installs if kernel not in builds]:
             self._commit(now, kernel, installs.pop(kernel))
         if not builds:
@@ -177,7 +177,7 @@ class Work:
     def _build(self, now: Round, action: Action, job: Job, server: JobServer) -> None:
         """One build, from its source to the DKMS tree. Its failure is remembered, never raised."""
         if self.controls.wind_down.is_set():
-            self._tried -= {now.attempt(kind, action) for kind in (ActionKind.BUILD, ActionKind.INSTALL)}
+            self._tried -= {now.attempt(kind, action) for kind in PRODUCING}
             job.drop()
             return
         placement = now.placements[action.module, action.version, action.kernel]
@@ -203,40 +203,36 @@ class Work:
         on, recipe, cancel, tell = (self.root, self.settings, kernel), placement.recipe, job.cancel, job.progress
         assert recipe is not None
         signer = Signer(*on, recipe, tokens=self._tokens, cancel=cancel)
-        if action.reason != ASKED and cells.is_compiled(placement):
+        donor = now.placements.get((action.module, action.version, action.origin))
+        built = self._taken_over(action, placement, donor, kernel, signer, job) if donor is not None else None
+        made: Provenance | None = provenance(placement, donor if built is not None else None)
+        job.origin = made.origin if made is not None else ""
+        if built is None and action.reason not in (ASKED, RENEWAL) and cells.is_compiled(placement):
             built = resign(*on, placement, signer, progress=tell)
-        else:
+            made = placement.record.provenance if placement.record is not None else None
+        elif built is None:
             built = build(*on, source, recipe, jobserver=server, cancel=cancel, progress=tell, sign=signer)
         self.notes += [f"{_name(action)}: {notice}" for notice in signer.notices]
         with engine_lock(self.root, self.settings, on_wait=job.wait_note):
             log = store_built(self.root, self.settings, source, recipe, built)
-        earlier = decisions.record(self.root, action.cell)
-        decisions.save_record(
-            self.root,
-            Record(
-                module=action.module,
-                version=action.version,
-                kernel=action.kernel,
-                arch=action.arch,
-                fingerprint=placement.fingerprint,
-                # Of what real DKMS installed nothing tells what it was made from: it counts as something else than this.
-                installed_fingerprint=(earlier.installed_fingerprint or "unknown") if earlier and earlier.files else "",
-                by_hand=earlier.by_hand if earlier else False,
-                for_headers=earlier.for_headers if earlier else False,
-                over_in_tree=earlier.over_in_tree if earlier else False,
-                files=earlier.files if earlier else (),
-                installed=earlier.installed if earlier else 0.0,
-                built=time.time(),
-                seconds=built.seconds,
-                source_package=source.package,
-                mechanism=built.mechanism,
-                log=log,
-                key=signer.key,
-                installed_key=earlier.installed_key if earlier else "",
-                signed=signer.said,
-            ),
-        )
+        save_built(self.root, placement, source, built, made, signer, log)
         decisions.forget(self.root, "failures", action.cell)
+
+    def _taken_over(
+        self, action: Action, placement: Placement, donor: Placement, kernel: Kernel, signer: Signer, job: Job
+    ) -> Built | None:
+        """What was built for another kernel; None when that cannot be had after all, and it has to be built."""
+        faults: list[Fault] = []
+        with self._apart(_name(action), faults.append):
+            try:
+                return take_over(self.root, self.settings, kernel, placement, donor, signer, progress=job.progress)
+            except Unfit as unfit:
+                faults.append(Fault(str(unfit)))
+        fault = faults[0]
+        if isinstance(fault, BuildFailed) and fault.failure.cause in (FailureClass.SIGNING, FailureClass.CANCELLED):
+            raise fault  # a build would come to the same
+        self.notes.append(f"{_name(action)}: what was built for {donor.kernel} is not taken over: {fault}")
+        return None
 
     def _commit(self, now: Round, kernel: str, actions: list[Action]) -> None:
         """Put a kernel's modules in, under the engine lock, as far as the gate lets us."""

@@ -19,8 +19,9 @@ from pathlib import Path
 from kmodhookd import store
 from kmodhookd.act import ownership
 from kmodhookd.act.failures import BuildFailed, from_os
+from kmodhookd.act.sign import Signer
 from kmodhookd.act.workspace import Workspace, copy_content
-from kmodhookd.model import FailureClass, Recipe, Source
+from kmodhookd.model import FailureClass, Placement, Provenance, Recipe, Record, Source
 from kmodhookd.observe import decisions, dependencies
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -97,6 +98,39 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
     return f"{settings.dkms_tree}/{recipe.module}/{recipe.version}/{recipe.kernel}/{recipe.arch}/log/make.log"
 
 
+def save_built(
+    root: Root, placement: Placement, source: Source, built: Built, made: Provenance | None, signer: Signer, log: str
+) -> None:
+    """Record a build that `store_built` has put into the DKMS tree. What is installed stays as it is on record."""
+    earlier = decisions.record(root, placement.cell)
+    module, version, kernel, arch = placement.cell
+    record = Record(
+        module=module,
+        version=version,
+        kernel=kernel,
+        arch=arch,
+        fingerprint=placement.fingerprint,
+        # Of what real DKMS installed nothing tells what it was made from: it counts as something else than this.
+        installed_fingerprint=(earlier.installed_fingerprint or "unknown") if earlier and earlier.files else "",
+        provenance=made,
+        installed_provenance=earlier.installed_provenance if earlier else None,
+        by_hand=earlier.by_hand if earlier else False,
+        for_headers=earlier.for_headers if earlier else False,
+        over_in_tree=earlier.over_in_tree if earlier else False,
+        files=earlier.files if earlier else (),
+        installed=earlier.installed if earlier else 0.0,
+        built=time.time(),
+        seconds=built.seconds,
+        source_package=source.package,
+        mechanism=built.mechanism,
+        log=log,
+        key=signer.key,
+        installed_key=earlier.installed_key if earlier else "",
+        signed=signer.said,
+    )
+    decisions.save_record(root, record)
+
+
 def store_loaded(root: Root, settings: Settings, cell: decisions.Cell, directory: Path) -> None:
     """Put what an archive holds of a build (`module/`, `log/`, `.dep_*`) into the DKMS tree, in place of what is there.
 
@@ -121,7 +155,7 @@ def store_loaded(root: Root, settings: Settings, cell: decisions.Cell, directory
         raise
     record = decisions.record(root, cell)
     if record is not None:  # what lies there now is of other inputs than ours
-        decisions.save_record(root, record.model_copy(update={"fingerprint": "", "key": ""}))
+        decisions.save_record(root, record.model_copy(update={"fingerprint": "", "key": "", "provenance": None}))
 
 
 def sweep(root: Root, settings: Settings, *, dry: bool = False) -> bool:

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass, field
 
 from kmodhookd.errors import Fault
+from kmodhookd.observe.compilers import choose
+from kmodhookd.observe.inputs import INSISTED
 from kmodhookd.root import Root
 from kmodhookd.run import which as which
 
@@ -36,19 +38,9 @@ def toolchain(root: Root, kernel_source: str) -> Toolchain:
 
 
 def _compiler(root: Root, kernel_source: str, config: str, clang: bool) -> str:
-    """The compiler by name. Debian's headers insist on theirs (`.kernelvariables`), others only say what made them."""
-    insisted = re.search(
-        r"^\s*(?:override\s+)?CC\s*[:?]?=.*?((?:gcc|clang)[\w.-]*)\s*$",
-        _text(root, f"{kernel_source}/.kernelvariables"),
-        re.MULTILINE,
-    )
+    insisted = INSISTED.search(_text(root, f"{kernel_source}/.kernelvariables"))
     used = re.search(r'^CONFIG_CC_VERSION_TEXT="?([^"\s]+)', config, re.MULTILINE)
-    if used and which(root, used[1]):
-        return used[1]
-    if insisted:
-        return insisted[1]
-    plain = ("clang",) if clang else ("gcc", "cc")
-    return next((name for name in plain if which(root, name)), used[1] if used else plain[0])
+    return choose(root, used[1] if used else "", insisted[1] if insisted else "", clang=clang)
 
 
 def _text(root: Root, path: str) -> str:

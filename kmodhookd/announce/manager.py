@@ -222,9 +222,11 @@ class Manager:
         boot = self._verdict(self.snapshot.boot_default)
         missing = [(one.kernel, one.flavour, one.package) for one in self.snapshot.missing_headers]
         failures = [(one.module, one.version, one.kernel, one.reason) for one in self.snapshot.failures]
+        reused = [(one.module, one.version, one.kernel, one.origin) for one in self.snapshot.cells if one.origin]
         self.set("BootReady", "s", boot.verdict if boot else "unknown")
         self.set("MissingHeaders", "a(sss)", missing)
         self.set("Failures", "a(ssss)", failures)
+        self.set("Reused", "a(ssss)", reused)
         self.set("Problems", "as", list(self.snapshot.problems))
         self._derive_pending()
 

@@ -254,7 +254,7 @@ def progress(event: Job, backend: str = "") -> str:
     if event.kind == "started":
         return f"{prefix}building {what}"
     if event.kind == "finished":
-        detail = f": {event.detail}" if event.detail and event.result == "failed" else ""
+        detail = f": {event.detail}" if event.detail and event.result in ("failed", "reused") else ""
         return f"{prefix}{what}: {event.result}{detail}"
     return ""
 

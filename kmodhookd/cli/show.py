@@ -66,18 +66,27 @@ def _status(bus: client.Client, arguments: argparse.Namespace) -> int:
         raise NotFound("no such module", where=where, hint="kmodhookctl status lists those there are")
     if not rows and arguments.kernel and arguments.kernel not in {kernel["release"] for kernel in bus.kernels()}:
         raise NotFound("no such kernel", where=arguments.kernel, hint="kmodhookctl kernels lists those there are")
+    origins = {tuple(row[:3]): row[3] for row in bus.reused()} if any(row[4] == "reused" for row in rows) else {}
     if arguments.json:
         keys = ("module", "version", "kernel", "arch", "state")
-        return _json([dict(zip(keys, row, strict=True)) for row in rows])
+        told = [{**dict(zip(keys, row, strict=True)), **_origin(origins.get(tuple(row[:3]), ""))} for row in rows]
+        return _json(told)
     if not rows and sys.stdout.isatty():
         print("There are no out-of-tree modules here: no source in /usr/src, none in the DKMS tree.")
         return Exit.DONE
     if sys.stdout.isatty():
         _matrix(rows)
+        for (name, number, kernel), origin in sorted(origins.items()):
+            if (name, number, kernel) in {tuple(row[:3]) for row in rows}:
+                print(f"{name}/{number} on {kernel} was built for {origin}")
     else:
         _table(rows, ())
     _warn_missing(bus)
     return Exit.DONE
+
+
+def _origin(release: str) -> dict[str, str]:
+    return {"origin": release} if release else {}
 
 
 def _matrix(rows: Iterable[Sequence[str]]) -> None:

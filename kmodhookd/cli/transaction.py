@@ -178,7 +178,7 @@ class Hook:
                 update = {"failed": (*self.transaction.failed, build)}
                 self.transaction = self.transaction.model_copy(update=update)
                 self._save()
-            if not again or event.result == "done":
+            if not again or event.result in ("done", "reused"):
                 say(line)
 
     def _pass_here(self, kernels: Sequence[str], event: str) -> tuple[Snapshot, str]:

@@ -25,11 +25,13 @@ from kmodhookd.model.disk import (
     Record,
     Source,
 )
+from kmodhookd.model.inputs import PARTS, HeaderInputs, Inputs, Provenance
 from kmodhookd.model.plan import Action, ActionKind, BootVerdict, Cell, Fact, MissingHeaders, Plan, State, Target
 from kmodhookd.model.verdict import VMLINUX, Export, KernelFacts, ModuleFacts, Reason, Refusal, Verdict
 
 __all__ = [
     "NAME_PATTERN",
+    "PARTS",
     "SAFE_LENGTH",
     "VMLINUX",
     "Action",
@@ -46,9 +48,11 @@ __all__ = [
     "Fact",
     "Failure",
     "FailureClass",
+    "HeaderInputs",
     "Headers",
     "HeadersState",
     "Initramfs",
+    "Inputs",
     "InstalledFile",
     "Inventory",
     "Kernel",
@@ -60,6 +64,7 @@ __all__ = [
     "Noun",
     "Placement",
     "Plan",
+    "Provenance",
     "Reason",
     "Recipe",
     "Record",

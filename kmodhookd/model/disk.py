@@ -7,6 +7,7 @@ from typing import Literal
 
 from kmodhookd.model.base import Noun, OfCell
 from kmodhookd.model.boot import BootFacts
+from kmodhookd.model.inputs import HeaderInputs, Inputs, Provenance
 from kmodhookd.model.verdict import Verdict
 
 # --- kernels -----------------------------------------------------------------------------------------------------------
@@ -31,6 +32,7 @@ class Headers(Noun):
     detail: str = ""  # why they are missing or mismatched, in words
     release: str = ""  # the release that the headers say they are for
     fingerprint: str = ""  # of symvers, configuration and compiler; "" when missing
+    inputs: HeaderInputs | None = None  # the same, part by part
     youngest: float = 0.0  # newest change anywhere in the tree (POSIX seconds), also of an incomplete one; 0 = unknown
     watch: tuple[str, ...] = ()  # directories in which changes matter, complete or not
 
@@ -46,6 +48,7 @@ class Kernel(Noun):
     image: str = ""  # the kernel image; "" when none was found
     headers: Headers
     compression: Literal["", "gz", "xz", "zst"] = ""  # of this kernel's own modules
+    vermagic: str = ""  # of the first of its own modules that is found; "" when there is none
     running: bool = False
     boot_default: bool = False
     leaving: bool = False  # the package database says that it is being removed or is gone
@@ -152,6 +155,8 @@ class Record(OfCell):
 
     fingerprint: str  # of all inputs of what lies in the DKMS tree
     installed_fingerprint: str = ""  # of what is installed, which may be of an earlier build
+    provenance: Provenance | None = None  # of what lies in the DKMS tree, part by part
+    installed_provenance: Provenance | None = None
     files: tuple[InstalledFile, ...] = ()  # what is installed; empty when nothing is
     built: float = 0.0  # POSIX seconds
     installed: float = 0.0
@@ -242,6 +247,9 @@ class Placement(OfCell):
     record: Record | None = None
     failure: Failure | None = None
     fingerprint: str = ""  # of the inputs as they are now; "" when they cannot be read
+    inputs: Inputs | None = None  # the same, part by part
+    newer: tuple[str, ...] = ()  # files of the source that changed since what is installed was built; the first few
+    misfit: str = ""  # why what was taken over from another kernel fits no longer
     foreign_headers: bool = False  # the headers in `fingerprint` are not this kernel's own
     tools: str = ""  # of the compilers that are there: another one is a reason to try again, none to build again
     key: str = ""  # SHA-256 of the certificate that signs for this kernel now; "" = nothing is signed
@@ -265,6 +273,7 @@ class Inventory(Noun):
     placements: tuple[Placement, ...] = ()
     decisions: tuple[Decision, ...] = ()
     family: str = "other"  # debian, arch, fedora, suse, other
+    stable_abi: bool = False  # the distribution promises that modules fit later kernels of the same line (kABI)
     boot_default: str = ""
     running: str = ""
     problems: tuple[str, ...] = ()  # what could not be read, as sentences

@@ -44,6 +44,7 @@ class Cell(OfCell):
     required: bool = False
     wanted: bool = True  # the version that is taken on this kernel, and goes there by itself
     there: bool = False  # its modules are in the kernel's tree, whole, whatever else is wrong
+    origin: str = ""  # the kernel that what is installed was built for, when that is another one
     loads: bool | None = None  # … and load; None = cannot be told
 
 
@@ -52,6 +53,7 @@ class ActionKind(StrEnum):
 
     ADD = "add"  # register in the DKMS tree
     BUILD = "build"
+    REUSE = "reuse"  # into the DKMS tree, what was built for another kernel
     INSTALL = "install"
     UNINSTALL = "uninstall"  # our files out of a kernel's tree
     UNBUILD = "unbuild"  # a kernel's directory out of the DKMS tree
@@ -70,6 +72,7 @@ class Action(OfCell):
     arch: str = ""
     reason: str = ""
     by_hand: bool = False  # a person chose this version although there is a newer one
+    origin: str = ""  # of `reuse`: the kernel from whose build it is taken
 
 
 class Target(Noun):

@@ -203,6 +203,19 @@ def detect(root: Root) -> Family:
     return _family(root)(addon_directory)
 
 
+def stable_abi(root: Root) -> bool:
+    """Whether the distribution promises that modules fit later kernels of a line (kABI): RHEL and its clones, SLE, Leap.
+
+    Fedora and Tumbleweed do not, nor what is like RHEL in name and Fedora by its platform.
+    """
+    release = _os_release(root)
+    name, like = release.get("ID", ""), release.get("ID_LIKE", "").split()
+    platform = release.get("PLATFORM_ID", "platform:el")
+    if name.startswith(("sle", "opensuse-leap")):
+        return True
+    return any(word in ("rhel", "centos") for word in (name, *like)) and platform.startswith("platform:el")
+
+
 def dkms_name(root: Root) -> str:
     """What DKMS calls the distribution (dkms 3.4, `distro_version`): `ubuntu`, else ID_LIKE as it stands, else ID."""
     release = _os_release(root)

@@ -17,18 +17,16 @@ from pathlib import Path
 
 from kmodhookd import store
 from kmodhookd.errors import InvalidArgument
-from kmodhookd.model import Headers, HeadersState, Remembered
-from kmodhookd.observe import belonging, boot
+from kmodhookd.model import HeaderInputs, Headers, HeadersState, Remembered
+from kmodhookd.observe import belonging, boot, inputs
 from kmodhookd.observe.families import Family
 from kmodhookd.root import Root
 
 MAX_TEXT = 16 << 20
 MAX_ENTRIES = 200_000  # Debian's headers have 16 000 entries, a whole kernel source 90 000
 SETTLED = 60.0  # seconds without a change after which a tree is not walked again until something at its top changes
-CONFIGS = ("include/config/auto.conf", ".config")
 INCLUDE = re.compile(rb"^\s*include\s+(/\S+)", re.MULTILINE)
 UTS_RELEASE = re.compile(r'#define\s+UTS_RELEASE\s+"([^"]*)"')
-SETTING = re.compile(r"^(CONFIG_\w+)=(.*)$", re.MULTILINE)
 # What the outcome of a build depends on: exported symbols, configuration, compiler, release. Module.symvers stands for
 # the header files proper: what a symbol's type is made of is in its CRC.
 INPUTS = (
@@ -75,6 +73,7 @@ class _Walked(Remembered):
 
 class _Stored(Remembered):
     fingerprints: dict[str, str] = {}
+    inputs: dict[str, HeaderInputs] = {}
     walks: dict[str, _Walked] = {}
     differences: dict[str, str] = {}
 
@@ -92,6 +91,11 @@ class Memory:
     def fingerprint(self, signature: str, compute: Callable[[], str]) -> str:
         known = self._used.fingerprints.get(signature) or self._known.fingerprints.get(signature) or compute()
         self._used.fingerprints[signature] = known
+        return known
+
+    def inputs(self, signature: str, compute: Callable[[], HeaderInputs]) -> HeaderInputs:
+        known = self._used.inputs.get(signature) or self._known.inputs.get(signature) or compute()
+        self._used.inputs[signature] = known
         return known
 
     def difference(self, signature: str, compute: Callable[[], str]) -> str:
@@ -166,7 +170,7 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
     tree: _Tree | None = None
     try:
         tree = _Tree(root, _directory(root, subject))
-        config = _parse(tree.text(CONFIGS[0])) or _parse(tree.text(CONFIGS[1]))
+        config = _parse(tree.text(inputs.CONFIGS[0])) or _parse(tree.text(inputs.CONFIGS[1]))
         _check_complete(tree, config)
     except _Missing as missing:
         found = _missing(subject, family, missing)
@@ -175,6 +179,7 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
         # Perhaps it is still being copied.
         return found.model_copy(update={"youngest": _youngest(tree, memory), "watch": tree.spots()})
     release = _release(tree)
+    signature = tree.signature((*INPUTS, inputs.VERSION))
     detail = _mismatch(subject, release, config)
     other_build = "" if detail else _other_build(tree, subject, config, memory)
     detail = detail or other_build
@@ -190,6 +195,7 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
         detail=detail,
         release=release,
         fingerprint=memory.fingerprint(tree.signature(INPUTS), lambda: _fingerprint(tree)),
+        inputs=memory.inputs(signature, lambda: inputs.of_headers(tree.read, release or subject.release)),
         youngest=_youngest(tree, memory),
         watch=tree.spots(),
     )
@@ -322,7 +328,7 @@ def kernel_config(root: Root, release: str, directory: str = "", *, asked: str =
     Empty when there is none. `asked` (--config) is read instead of the headers'. In the order of dkms(8), then where
     distributions put it.
     """
-    places = [f"{directory}/{name}" for name in CONFIGS] if directory else []
+    places = [f"{directory}/{name}" for name in inputs.CONFIGS] if directory else []
     places = [asked] if asked else places
     places += [f"{root.inside(root.modules)}/{release}/config", f"/boot/config-{release}"]
     for inside in places:
@@ -334,7 +340,7 @@ def kernel_config(root: Root, release: str, directory: str = "", *, asked: str =
 
 
 def _parse(text: str) -> dict[str, str]:
-    return {key: value.strip('"') for key, value in SETTING.findall(text)}
+    return {key: value.strip('"') for key, value in inputs.SETTING.findall(text)}
 
 
 # --- changed or not --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from kmodhookd.model import (
     BuiltModule,
     Conf,
     HeadersState,
+    Inputs,
     Inventory,
     Kernel,
     Placement,
@@ -30,14 +31,16 @@ from kmodhookd.observe import (
     dkmstree,
     families,
     index,
+    inputs,
     keys,
-    overlays,
+    misfits,
     parked,
     recipes,
     sources,
     vanished,
 )
 from kmodhookd.observe import kernels as kernel_trees
+from kmodhookd.observe.compilers import Compilers
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.inspector import Inspector
 from kmodhookd.observe.modtree import Found, Survey, module_name, walk
@@ -46,7 +49,6 @@ from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 SUFFIXES = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
-JOBS = re.compile(r"(?<=\s)(-j|--jobs[= ])\s*(?!1(?:\s|$))\d+(?=\s|$)")
 TOOL = re.compile(r"(.*-)?(gcc|cc|clang|ld|ld\.lld|as|make|patch)(-[0-9.]+)?")
 
 
@@ -60,6 +62,7 @@ class _Look:
     tree: dkmstree.DkmsTree
     inspector: Inspector
     tools: str
+    compilers: Compilers
     problems: list[str] = field(default_factory=list)
     trees: dict[str, Mapping[str, list[Found]]] = field(default_factory=dict)
     configs: dict[str, Mapping[str, str]] = field(default_factory=dict)
@@ -83,7 +86,7 @@ def look(root: Root, settings: Settings) -> Inventory:
     with_ours = {cell[2:] for cell in cells}
     kernels = _with_vanished(root, kernels, with_ours, owners)
     found, source_problems = sources.sources(root, settings, tree, owners)
-    at = _Look(root, settings, family, tree, Inspector(root), _tools(root))
+    at = _Look(root, settings, family, tree, Inspector(root), _tools(root), Compilers(root))
     at.trees.update({release: survey.modules for release, survey in surveys.items()})
     at.problems += [*settings.problems, *kernel_problems, *source_problems, *tree.problems]
     for cell in decisions.recorded_cells(root, "records"):
@@ -101,6 +104,7 @@ def look(root: Root, settings: Settings) -> Inventory:
             broken = source.model_copy(update={"problem": f"cannot be read: {error}", "remedy": "look at it"})
             placements += _placements(at, broken, usable)
     at.inspector.save()
+    at.compilers.save()
     placements = _with_owners(placements, owners)
     here = {kernel.release for kernel in kernels}
     known = {(source.module, source.version) for source in found}
@@ -112,6 +116,7 @@ def look(root: Root, settings: Settings) -> Inventory:
         placements=tuple(placements),
         decisions=decisions.decisions(root),
         family=family.name,
+        stable_abi=families.stable_abi(root),
         boot=bootneeds.facts(root, settings, kernels, placements),
         boot_default=next((kernel.release for kernel in kernels if kernel.boot_default), ""),
         running=next((kernel.release for kernel in kernels if kernel.running), ""),
@@ -193,6 +198,7 @@ def _placement(
     active = (source.module, kernel.release, kernel.arch) in at.tree.active
     placed = at.recorded[source.module, kernel.release] | (targets if active else set())
     groups = _classify(at, kernel, names, placed, targets)
+    fingerprint, made_from = inputs.of_build(at.root, at.settings, at.compilers, source, kernel, as_files_say)
     if kernel.release not in at.signing:
         at.signing[kernel.release] = keys.signing(at.root, at.settings, kernel, at.configs.get(kernel.release))
     return Placement(
@@ -214,13 +220,24 @@ def _placement(
         outdated=dependencies.outdated(at.root, at.settings, recipe) if recipe is not None and stored else "",
         record=record,
         failure=decisions.failure(at.root, cell),
-        fingerprint=_fingerprint(at, source, kernel, as_files_say),
+        fingerprint=fingerprint,
         foreign_headers=kernel.headers.state is HeadersState.MISMATCHED
         and not at.settings.invocation.kernel_source_dir,
+        inputs=made_from,
+        newer=_newer(at, source, record, made_from),
+        misfit=misfits.misfit(at.root, kernel, record, made_from),
         tools=at.tools,
         key=at.signing[kernel.release].identity,
         signing=at.signing[kernel.release].inputs,
     )
+
+
+def _newer(at: _Look, source: Source, record: Record | None, now: Inputs | None) -> tuple[str, ...]:
+    """The files that make what is installed older than its source."""
+    before = record.installed_provenance if record is not None and record.files else None
+    if record is None or before is None or before.inputs is None or now is None or before.inputs.source == now.source:
+        return ()
+    return inputs.newer(at.root, source, record.built)
 
 
 def _recipe(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None) -> tuple[Recipe | None, str, str]:
@@ -309,20 +326,3 @@ def _is_unlisted(at: _Look, kernel: Kernel, placements: list[Placement]) -> bool
     ours = {file.path for one in here for file in (one.record.files if one.record else ())}
     there = [artifact.path for one in here for artifact in one.installed if artifact.path in ours]
     return index.lacks(at.root, kernel.release, kernel.tree, there)
-
-
-def _fingerprint(at: _Look, source: Source, kernel: Kernel, recipe: Recipe | None) -> str:
-    """Of everything that a build is made from; "" while something of it cannot be read."""
-    if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
-        return ""
-    # Without defaults: a field that a later version of ours adds must not make everything stale everywhere.
-    # How many compilers there are at once ($parallel_jobs) says nothing about what they make; -j1 is somebody's remedy.
-    counted = recipe.model_copy(update={"make": JOBS.sub(r"\1", recipe.make)})
-    parts = [
-        source.fingerprint,
-        counted.model_dump_json(exclude={"notices"}, exclude_defaults=True),
-        kernel.headers.fingerprint,
-    ]
-    inherited = dependencies.fingerprint(at.root, at.settings, recipe) if recipe.depends else ""
-    laid_over = overlays.fingerprint(at.root, at.settings, recipe)
-    return hashlib.sha256("\0".join([*parts, *filter(None, (inherited, laid_over))]).encode()).hexdigest()

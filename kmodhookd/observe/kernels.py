@@ -5,6 +5,7 @@ A module tree with a kernel image anywhere, or with `kernel/` and modules.order 
 with nothing but the way to headers is headers alone. Everything else in the modules directory is not our business.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from kmodhookd.errors import Fault, InvalidArgument
-from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Kernel
+from kmodhookd.model import NAME_PATTERN, SAFE_LENGTH, Kernel, ModuleFacts
 from kmodhookd.observe import belonging, boot, efivars, elf, headers, modtree, nextboot
 from kmodhookd.observe.families import Family
 from kmodhookd.observe.owners import Owners
@@ -88,7 +89,8 @@ def _default(root: Root, trees: Sequence[_Tree], running: str) -> str:
 
 def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: headers.Memory, asked: str) -> Kernel:
     flavour = family.flavour(tree.release, tree.pkgbase, package)
-    arch = _arch(root, tree)
+    own = _own(root, tree)
+    arch = own.machine or headers.architecture(headers.kernel_config(root, tree.release))
     subject = headers.Subject(
         release=tree.release,
         tree=tree.inside,
@@ -104,7 +106,8 @@ def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: heade
     if asked:
         other = headers.headers(root, replace(subject, asked=asked), family, memory)
         # What is built by them counts as built by the kernel's own: it is not to be built again for the difference.
-        found = other.model_copy(update={"fingerprint": found.fingerprint or other.fingerprint})
+        counts = {"fingerprint": found.fingerprint or other.fingerprint, "inputs": found.inputs or other.inputs}
+        found = other.model_copy(update=counts)
     if not arch:
         arch = headers.architecture(headers.kernel_config(root, tree.release, found.directory)) or os.uname().machine
     return Kernel(
@@ -116,6 +119,7 @@ def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: heade
         image=tree.image,
         headers=found,
         compression=_compression(root, tree),
+        vermagic=own.vermagic,
         youngest=tree.survey.youngest,
     )
 
@@ -234,16 +238,12 @@ def _packages(trees: Sequence[_Tree], owners: Owners) -> dict[str, str]:
     return {tree.release: found.get(tree.release, "") for tree in trees}
 
 
-def _arch(root: Root, tree: _Tree) -> str:
-    """`uname -m` of the kernel by one of its own modules, else by the configuration beside its image; "" if neither."""
+def _own(root: Root, tree: _Tree) -> ModuleFacts:
+    """One of the kernel's own modules, which tells its architecture; one that says nothing when there is none."""
     if tree.survey.own:
-        try:
-            machine = elf.read_module(root.resolve(tree.survey.own)).machine
-        except Fault:
-            machine = ""
-        if machine:
-            return machine
-    return headers.architecture(headers.kernel_config(root, tree.release))
+        with contextlib.suppress(Fault):
+            return elf.read_module(root.resolve(tree.survey.own))
+    return ModuleFacts(name="")
 
 
 def _compression(root: Root, tree: _Tree) -> Literal["", "gz", "xz", "zst"]:

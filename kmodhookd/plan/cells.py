@@ -23,7 +23,7 @@ from kmodhookd.model import (
 )
 from kmodhookd.model import Verdict as FileVerdict
 from kmodhookd.plan import decisions as decided
-from kmodhookd.plan import intree, loading
+from kmodhookd.plan import intree, loading, reuse, staleness
 from kmodhookd.settings import Settings
 
 THERE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
@@ -95,7 +95,8 @@ def is_current(placement: Placement) -> bool:
         return True
     if placement.foreign_headers:  # what agrees with them was made with them
         return record.installed_fingerprint != placement.fingerprint
-    return record.installed_fingerprint == placement.fingerprint and _key_agrees(placement, record.installed_key)
+    same = staleness.is_same(placement, record.installed_fingerprint, record.installed_provenance)
+    return same and _key_agrees(placement, record.installed_key)
 
 
 def is_fresh(placement: Placement) -> bool:
@@ -107,7 +108,7 @@ def is_compiled(placement: Placement) -> bool:
     """The same but for the signature: when the key alone is another one, nothing has to be compiled."""
     record = placement.record
     whole = bool(placement.stored) and not any(artifact.problem for artifact in placement.stored)
-    same = record is not None and record.fingerprint == placement.fingerprint
+    same = record is not None and staleness.is_same(placement, record.fingerprint, record.provenance)
     return placement.built and whole and same and not placement.outdated
 
 
@@ -169,6 +170,7 @@ def judge(placement: Placement, context: Context) -> Cell:
         required=placement.module in context.settings.policy.required,
         wanted=_is_wanted(placement, context),
         there=is_linked(placement) or is_installed(placement),
+        origin=reuse.origin(placement, context.kernel) if states[0] is State.REUSED else "",
         loads=loading.loads(placement, context.verdicts),
     )
 
@@ -223,7 +225,7 @@ def _damaged(placement: Placement, context: Context) -> Verdict:
 
 
 def _installed(placement: Placement, context: Context) -> Verdict:
-    if not is_installed(placement) or not is_current(placement):
+    if not is_installed(placement) or not is_current(placement) or reuse.installed(placement).origin:
         return None
     paths = ", ".join(artifact.path for artifact in placement.installed)
     origin = "as built here" if placement.record else "built by DKMS, what from is not recorded"
@@ -231,30 +233,27 @@ def _installed(placement: Placement, context: Context) -> Verdict:
 
 
 def _reused(placement: Placement, context: Context) -> Verdict:
+    release = reuse.origin(placement, context.kernel)
+    if reuse.installed(placement).origin and is_installed(placement) and is_current(placement):
+        paths = ", ".join(artifact.path for artifact in placement.installed)
+        why = f"built for {release}; {reuse.why(placement)}"
+        return State.REUSED, Fact(fact="installed files", verdict=f"{paths}: {why}")
     if not is_linked(placement):
         return None
     link = next(one for one in placement.weak if not one.problem)
-    origin = _kernel_of(link.link, context.kernel)
+    origin = f", built for {release}" if release else ""
     return State.REUSED, Fact(fact=f"weak link {link.path}", verdict=f"leads to {link.link}{origin}")
-
-
-def _kernel_of(path: str, here: Kernel) -> str:
-    """Which other kernel a module in a module tree was built for, in words."""
-    trees = here.tree.removesuffix(here.release)
-    release = path.removeprefix(trees).partition("/")[0] if path.startswith(trees) else ""
-    return f", built for {release}" if release not in ("", here.release) else ""
 
 
 def _stale(placement: Placement, context: Context) -> Verdict:
     if not is_installed(placement) or is_current(placement):
         return None
-    changed = placement.outdated or "source, recipe, headers, compiler or a dependency have changed since it was built"
-    if placement.record is not None and placement.record.installed_fingerprint == placement.fingerprint:
-        changed = placement.outdated or "the signing key is another one than it was signed with"
     if placement.foreign_headers and not placement.outdated:
         verdict = "it was built with headers that are not this kernel's own, and may not load"
         return State.STALE, Fact(fact="headers", verdict=verdict, remedy=context.kernel.headers.command)
-    verdict = f"{changed}; what is installed still loads"
+    signed = placement.record is not None and not _key_agrees(placement, placement.record.installed_key)
+    still = f"no longer fits: {placement.misfit}" if placement.misfit else "still loads"
+    verdict = f"{placement.outdated or staleness.reason(placement, other_key=signed)}; what is installed {still}"
     remedy = _failure_text(placement) or "it is built again by itself"
     return State.STALE, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)
 

@@ -6,7 +6,7 @@ the gate holds back what we do by ourselves and nothing else; a tree that is sti
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kmodhookd.model import (
@@ -23,7 +23,7 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import aside, boot, cells, chain, decisions, dependencies, intree, warnings
+from kmodhookd.plan import aside, boot, cells, chain, decisions, dependencies, intree, registrations, reuse, warnings
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -35,6 +35,8 @@ Key = tuple[str, str, str]  # module, version, kernel
 WANTED = frozenset({State.ADDED, State.BUILT, State.DAMAGED, State.STALE})
 ASKED = "asked for"
 RESTORE = "put back from the DKMS tree"
+RENEWAL = "taken over from another kernel's build, to be built for real"
+MAKING = (ActionKind.BUILD, ActionKind.REUSE)  # what brings something into the DKMS tree and nothing into a kernel's
 
 
 @dataclass
@@ -68,8 +70,8 @@ def make(
     picture.kernels = {kernel.release: kernel for kernel in inventory.kernels}
     _choose(picture)
     _judge_all(picture)
-    work = _work(picture, rebuild, now)
-    actions = [*_registrations(picture), *work.actions, *work.removals, *_removals(picture)]
+    work = _work(picture, rebuild, now, held=held)
+    actions = [*registrations.additions(inventory), *work.actions, *work.removals, *registrations.removals(inventory)]
     lacking = "its index lacks modules of ours"
     actions += [Action(kind=ActionKind.INDEX, kernel=one, reason=lacking) for one in inventory.unlisted]
     # In the middle of its package's upgrade nothing is done about a version (design.md, rule 4).
@@ -94,7 +96,7 @@ def _arriving(picture: _Picture, now: float) -> list[float]:
 
 
 def _passes_gate(action: Action, held: bool, lifted: Sequence[str]) -> bool:
-    return not held or action.kind in (ActionKind.BUILD, ActionKind.ADD) or action.kernel in lifted
+    return not held or action.kind in (*MAKING, ActionKind.ADD) or action.kernel in lifted
 
 
 # --- which version --------------------------------------------------------------------------------------------------
@@ -197,15 +199,16 @@ def _superseded_by(picture: _Picture, placement: Placement) -> str:
 class _Work:
     """What to do on kernels, and what to come back to."""
 
+    reuse: reuse.Reuse
     actions: list[Action] = field(default_factory=list)
     removals: list[Action] = field(default_factory=list)
     look_again: list[float] = field(default_factory=list)  # seconds
     postponed: list[Target] = field(default_factory=list)
 
 
-def _work(picture: _Picture, rebuild: Sequence[Target], now: float) -> _Work:
+def _work(picture: _Picture, rebuild: Sequence[Target], now: float, *, held: bool) -> _Work:
     """Placement by placement, in the order in which they may start."""
-    work = _Work()
+    work = _Work(reuse.Reuse(picture.inventory, picture.settings, held=held))
     for placement in sorted(picture.inventory.placements, key=lambda one: _priority(picture, one)):
         kernel = picture.kernels[placement.kernel]
         source = picture.sources[placement.module, placement.version]
@@ -217,6 +220,8 @@ def _work(picture: _Picture, rebuild: Sequence[Target], now: float) -> _Work:
             work.removals += _retire_source(picture, placement)
         else:
             _build_work(picture, placement, rebuild, now, work)
+            if placement.misfit and not kernel.running and not any(placement.cell == one.cell for one in work.actions):
+                work.removals += _retire(placement, placement.misfit)
     return work
 
 
@@ -225,7 +230,7 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
     if step is not None:
         work.actions.append(act(step[0], placement, step[1]))
         return
-    wanted, reason = _wanted(picture, placement, rebuild, now)
+    wanted, reason = _wanted(picture, placement, rebuild, now, work.reuse)
     if not wanted:
         if placement.failure is not None and placement.failure.retry_at > now:
             work.look_again.append(placement.failure.retry_at - now)
@@ -237,7 +242,13 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
             target = Target(module=placement.module, version=placement.version, kernel=placement.kernel)
             work.postponed.append(target)
         return
-    work.actions += _produce(placement, picture.settings, reason, running=picture.kernels[placement.kernel].running)
+    donor = None
+    if reason not in (ASKED, RESTORE, RENEWAL) and not cells.is_compiled(placement):
+        donor, later = work.reuse.choose(placement)
+        if later:
+            return  # the next round takes it over
+    running = picture.kernels[placement.kernel].running
+    work.actions += _produce(placement, picture.settings, reason, donor, running=running)
 
 
 def _aside(picture: _Picture, placement: Placement) -> tuple[ActionKind, str] | None:
@@ -258,7 +269,9 @@ def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool
     return (not kernel.boot_default, not kernel.running, not required, placement.kernel, placement.module)
 
 
-def _wanted(picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float) -> tuple[bool, str]:
+def _wanted(
+    picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float, reusing: reuse.Reuse
+) -> tuple[bool, str]:
     """Whether this version should be made and installed on this kernel, and why."""
     if picture.chosen.get((placement.module, placement.kernel)) != placement.version:
         return False, ""
@@ -275,6 +288,8 @@ def _wanted(picture: _Picture, placement: Placement, rebuild: Sequence[Target], 
     if failure is not None and cells.failure_stands(placement):
         due = 0 < failure.retry_at <= now
         return due, f"attempt {failure.attempts + 1}" if due else ""
+    if state is State.REUSED and reusing.is_due(placement):
+        return True, RENEWAL
     return state in WANTED, str(state)
 
 
@@ -302,18 +317,22 @@ def _unsettled(kernel: Kernel, source: Source, now: float) -> float:
     return SETTLE - age if 0 <= age < SETTLE else 0.0
 
 
-def _produce(placement: Placement, settings: Settings, reason: str, *, running: bool) -> list[Action]:
-    """Build, unless what is in the DKMS tree is of the inputs as they are now; then install.
+def _produce(
+    placement: Placement, settings: Settings, reason: str, donor: Placement | None, *, running: bool
+) -> list[Action]:
+    """Build or take over, unless what is in the DKMS tree is of the inputs as they are now; then install.
 
     Where the kernel has a module of that name, only the built one tells which is newer: it is looked at first.
     """
     if reason == RESTORE:
         return [act(ActionKind.INSTALL, placement, reason)]
-    build = reason == ASKED or not cells.is_fresh(placement)
+    build = reason in (ASKED, RENEWAL) or not cells.is_fresh(placement)
     compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
     stays = cells.is_installed(placement) and intree.kept(placement, running)
     stands_back = placement.in_tree and not stays and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []
+    if donor is not None:
+        actions = [act(ActionKind.REUSE, placement, reason).model_copy(update={"origin": donor.kernel})]
     return actions if stands_back else [*actions, act(ActionKind.INSTALL, placement, reason)]
 
 
@@ -352,42 +371,3 @@ def _successor(picture: _Picture, placement: Placement) -> Cell | None:
     """The cell of the version that is taken on this kernel instead."""
     version = picture.chosen.get((placement.module, placement.kernel), placement.version)
     return picture.cells[placement.module, version, placement.kernel] if version != placement.version else None
-
-
-def _registrations(picture: _Picture) -> Iterable[Action]:
-    for source in picture.inventory.sources:
-        if source.registered or source.problem or source.gone or source.unpacked or not source.directory:
-            continue
-        if decisions.standing(picture.inventory.decisions, source, "") is not None:
-            continue
-        yield Action(kind=ActionKind.ADD, module=source.module, version=source.version, reason="source is in place")
-
-
-def _removals(picture: _Picture) -> Iterable[Action]:
-    """What of positively gone sources and kernels belongs to no placement."""
-    gone = {(source.module, source.version) for source in picture.inventory.sources if source.gone}
-    gone |= set(picture.inventory.departed)
-    for module, version, kernel, arch in picture.inventory.orphans:
-        if (module, version) in gone:
-            for kind in (ActionKind.UNINSTALL, ActionKind.UNBUILD):
-                reason = "its source package was removed"
-                yield Action(kind=kind, module=module, version=version, kernel=kernel, arch=arch, reason=reason)
-    yield from _deregistrations(picture)
-    everywhere = picture.inventory.placements
-    kept = {one.kernel for one in everywhere if cells.is_for_headers(one, picture.kernels[one.kernel])}
-    for one in picture.inventory.kernels:
-        if one.leaving and not one.running and one.release not in kept:
-            yield Action(kind=ActionKind.CLEAN, kernel=one.release)
-
-
-def _deregistrations(picture: _Picture) -> Iterable[Action]:
-    """A version is forgotten once its source is positively gone and nothing of it is left in any kernel."""
-    busy = {
-        (placement.module, placement.version)
-        for placement in picture.inventory.placements
-        if placement.built or placement.active or (placement.record is not None and placement.record.files)
-    } | {orphan[:2] for orphan in picture.inventory.orphans}
-    for source in picture.inventory.sources:
-        if source.gone and (source.module, source.version) not in busy:
-            reason = "its source package was removed"
-            yield Action(kind=ActionKind.REMOVE, module=source.module, version=source.version, reason=reason)

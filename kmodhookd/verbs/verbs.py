@@ -27,7 +27,7 @@ from kmodhookd.model import (
 )
 from kmodhookd.observe import decisions, dkmstree, maintscript
 from kmodhookd.observe.inventory import look
-from kmodhookd.plan import cells, planner
+from kmodhookd.plan import cells, planner, staleness
 from kmodhookd.plan import decisions as standing
 from kmodhookd.plan.versions import compare
 from kmodhookd.root import Root
@@ -42,7 +42,6 @@ from kmodhookd.verbs.wanted import (
     wanted,
 )
 
-OUTDATED = "kernel replaced"  # in place of a fingerprint: what was built before its kernel was replaced
 SETTLED = frozenset({State.INSTALLED, State.REUSED, State.EXCLUDED, State.IN_TREE, State.BROKEN})
 Pick = Callable[[Inventory], Iterable[Placement]]
 
@@ -205,8 +204,7 @@ class Verbs:
                 record = decisions.record(self.root, cell) or Record.model_validate(
                     {"module": cell[0], "version": cell[1], "kernel": cell[2], "arch": cell[3], "fingerprint": ""}
                 )
-                stale = {"fingerprint": OUTDATED, "installed_fingerprint": OUTDATED if record.files else ""}
-                decisions.save_record(self.root, record.model_copy(update=stale))
+                decisions.save_record(self.root, record.model_copy(update=staleness.of_replaced(record)))
         return Result()
 
     def kernel_prerm(self, kernel: str) -> Result:

@@ -4,8 +4,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kmodhookd.model import Action, ActionKind, HeadersState, Inventory, Kernel, Placement, Source
-from kmodhookd.plan import cells, dependencies, intree, planner
+from kmodhookd.model import Action, ActionKind, HeadersState, Inventory, Kernel, Placement, Provenance, Source
+from kmodhookd.plan import cells, dependencies, intree, planner, staleness
 from kmodhookd.settings import Settings
 from kmodhookd.verbs.result import Failed, Obstacle, Result
 
@@ -80,15 +80,22 @@ def is_usable(placement: Placement) -> bool:
     """
     if not placement.built or not placement.stored:
         return False
-    if any(one.problem or one.vermagic.partition(" ")[0] != placement.kernel for one in placement.stored):
-        return False
     recipe, record = placement.recipe, placement.record
+    provenance = (record.provenance if record is not None else None) or Provenance()
+    # One of another kernel only where it is on record that it was taken over from there; a provisional one as a last resort.
+    built_for = provenance.origin or placement.kernel
+    if any(one.problem or one.vermagic.partition(" ")[0] != built_for for one in placement.stored):
+        return False
+    if provenance.provisional and placement.fingerprint:
+        return False
     stored = {one.module for one in placement.stored}
     if recipe is not None and any(one.dest_name not in stored for one in recipe.modules if not one.excluded):
         return False
     if record is None or not record.fingerprint or not placement.fingerprint:
         return True
-    return (record.fingerprint == placement.fingerprint) is not placement.foreign_headers
+    if placement.foreign_headers:
+        return record.fingerprint != placement.fingerprint
+    return staleness.is_same(placement, record.fingerprint, record.provenance)
 
 
 def obstacle(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Real module sources, out of Debian's `*-dkms` packages."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,13 @@ TWELVE = (
     "v4l2loopback-dkms",
     "xtables-addons-dkms",
 )
+
+NEEDS = {"iptables-netflow-dkms": ("libc6-dev", "libxtables-dev", "pkg-config")}  # what a package's build asks for
+
+
+def needs(packages: Iterable[str]) -> list[str]:
+    """What the builds of these ask for beside a compiler and headers."""
+    return [name for package in packages for name in NEEDS.get(package, ())]
 
 
 def unpack(package: str) -> Path:

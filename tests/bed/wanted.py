@@ -52,6 +52,16 @@ def states(machine: Machine) -> dict[tuple[str, str], str]:
     return {(row["module"], row["kernel"]): row["state"] for row in json.loads(shown)}
 
 
+def is_for(machine: Machine, release: str, module: str, source: str = "") -> bool:
+    """Whether a module was built for the kernel, or is on record as taken over from the one that it was built for.
+
+    `source`: the name that the status has it under, if that is another one.
+    """
+    built_for = vermagic(machine, release, module).split()[0]
+    shown = json.loads(machine.run(["kmodhookctl", "status", source or module, "-k", release, "--json"]).stdout)
+    return built_for == release or [(row["state"], row.get("origin")) for row in shown] == [("reused", built_for)]
+
+
 def settle(machine: Machine, *, check: bool = False, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
     """Look now and wait until nothing is left to do."""
     return machine.run(["kmodhookctl", "reconcile", "--wait"], check=check, timeout=timeout)

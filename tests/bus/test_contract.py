@@ -30,6 +30,7 @@ PROPERTIES = {
     "BootReady": "s",
     "MissingHeaders": "a(sss)",
     "Failures": "a(ssss)",
+    "Reused": "a(ssss)",
     "RootId": "s",
 }
 SIGNALS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from bed import kernels as archive
 from bed.overlay import Overlay
-from bed.sources import TWELVE, unpack
+from bed.sources import TWELVE, needs, unpack
 from beside import Command, OurDkms, RealDkms, Seen, dkms_tree, do, side_by_side, status, two_equal_roots
 from dkmsoracle import source_of
 
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.engine
 
 SMALL = ("acpi-call-dkms", "ddcci-dkms", "lime-forensics-dkms", "v4l2loopback-dkms")
 FLAVOURS = ("amd64", "cloud-amd64", "rt-amd64")
-NEEDS = {"iptables-netflow-dkms": ("libc6-dev", "libxtables-dev", "pkg-config")}  # what a package's build asks for
 EXCLUDED = 77
 # DKMS 3.0.10 takes any two modules without a version for the same one, and leaves the kernel's own in place (3.4 looks
 # whether the files are equal, and so do we).
@@ -78,9 +77,8 @@ def pair(case: Case) -> Iterator[Pair]:
     def prepare(root: Overlay) -> None:
         if not root.path(f"/boot/vmlinuz-{release}").exists():
             archive.put(root, case.kernel())
-        needed = [name for package in case.packages for name in NEEDS.get(package, ())]
-        if needed:
-            root.apt_install(*needed)
+        if needs(case.packages):
+            root.apt_install(*needs(case.packages))
         for number, package in enumerate(case.packages):
             directory = root.put(unpack(package), f"/usr/src/{unpack(package).name}")
             source = source_of(Root(root.root), directory.name)

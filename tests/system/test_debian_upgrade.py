@@ -29,7 +29,7 @@ def assert_served(machine: Machine, kernel: Kernel) -> None:
     assert wanted.built_modules(machine, kernel.release) == sorted(MODULES)
     listed = wanted.indexed(machine, kernel.release)
     for module in MODULES:
-        assert wanted.vermagic(machine, kernel.release, module).split()[0] == kernel.release
+        assert wanted.is_for(machine, kernel.release, module, module.replace("acpi_call", "acpi-call"))
         assert module in listed
 
 
@@ -240,7 +240,7 @@ class TestTrouble:
         assert states["nonsense", release] == "broken"
         assert states["wontbuild", release] == "failed"
         assert states["sound", release] == "installed"
-        assert states["v4l2loopback", release] == "installed"
+        assert states["v4l2loopback", release] in ("installed", "reused")  # the newer kernel may be a respin
         told = debian.run(["kmodhookctl", "explain", "wontbuild", "-k", release]).stdout
         assert "undeclared_thing" in told
         told = debian.run(["kmodhookctl", "explain", "nonsense", "-k", release]).stdout

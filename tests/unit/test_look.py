@@ -8,9 +8,10 @@ import modules
 import pytest
 import trees
 
-from kmodhookd.model import HeadersState, Inventory, Placement, Record
+from kmodhookd.model import HeadersState, Inventory, Placement, Record, State
 from kmodhookd.observe import decisions, dependencies
 from kmodhookd.observe.inventory import look
+from kmodhookd.plan import planner
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -77,6 +78,24 @@ def test_weak_links_of_both_kinds_and_those_that_lead_nowhere(tmp_path: Path, ko
         (root.prefix / ELSEWHERE.strip("/") / "extra/foo.ko").unlink()
         (link,) = placement(root).weak
         assert link.problem, "a look later it leads to nothing"
+
+
+def test_a_weak_link_covers_a_kernel_without_headers_and_nothing_is_said(tmp_path: Path, ko: bytes) -> None:
+    """From the disk to the plan: what the distribution links is `reused`, and needs no headers (K2)."""
+    link: dict[str, trees.Content] = {
+        f"{ELSEWHERE}/extra/foo.ko": ko,
+        f"{TREE}/weak-updates/foo.ko": trees.Link(f"{ELSEWHERE}/extra/foo.ko"),
+    }
+    root = system(tmp_path, link)
+    (root.prefix / TREE.strip("/") / "build").unlink()
+    made = planner.make(look(root, Settings()), Settings())
+    here = next(cell for cell in made.cells if cell.kernel == K)
+    assert here.state is State.REUSED and here.there and here.origin == OTHER
+    assert K not in [one.kernel for one in made.missing_headers]
+    assert not [one for one in made.actions if one.kernel == K]
+    (root.prefix / TREE.strip("/") / "weak-updates/foo.ko").unlink()
+    made = planner.make(look(root, Settings()), Settings())
+    assert K in [one.kernel for one in made.missing_headers], "without the link they are missed"
 
 
 def test_a_link_into_the_dkms_tree_is_no_weak_link(tmp_path: Path, ko: bytes) -> None:

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a build is made from, read from a disk: which change is seen in which part, and that a kernel's name is in none."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import modules
+import trees
+from worlds import kernel
+
+from kmodhookd.errors import Fault
+from kmodhookd.model import HeadersState, Inputs, Placement, Provenance, Record
+from kmodhookd.observe import compilers, families, inputs, misfits
+from kmodhookd.observe.elf import read_module
+from kmodhookd.observe.inventory import look
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
+from kmodhookd.store import load, save
+
+OLD, NEW = "6.1.0-55-amd64", "6.1.0-56-amd64"
+VERSION = "#define LINUX_VERSION_CODE 393664\n"
+CONFIG = """CONFIG_X86_64=y
+CONFIG_MODVERSIONS=y
+CONFIG_HZ=250
+CONFIG_CC_VERSION_TEXT="gcc-12 (Debian 12.2.0-14+deb12u1) 12.2.0"
+"""
+CONF = """PACKAGE_NAME=v4l
+PACKAGE_VERSION=1.0
+BUILT_MODULE_NAME[0]=v4l
+DEST_MODULE_LOCATION[0]=/updates
+MAKE[0]="make -C /lib/modules/$kernelver/build M=x"
+AUTOINSTALL=yes
+"""
+DRIVER = b"\x7fELF\0\0(Debian 12.2.0-14+deb12u1) \0rest"
+
+
+def headers(release: str) -> dict[str, trees.Content]:
+    place = f"/usr/src/linux-headers-{release}"
+    return {
+        **trees.headers(release),
+        f"{place}/include/config/auto.conf": f'{CONFIG}CONFIG_BUILD_SALT="{release}"\n',
+        f"{place}/.kernelvariables": f"override KERNELRELEASE = {release}\n",
+        f"{place}/{inputs.VERSION}": VERSION,
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    entries = {**trees.DEBIAN, **trees.kernel(OLD), **headers(OLD), **trees.kernel(NEW), **headers(NEW)}
+    entries |= {"/usr/src/v4l-1.0/dkms.conf": CONF, "/usr/src/v4l-1.0/v4l.c": "int x;", "/usr/bin/gcc-12": DRIVER}
+    made = trees.make(tmp_path, entries)
+    made.path("/usr/bin/gcc-12").chmod(0o755)
+    return made
+
+
+def placements(root: Root) -> dict[str, Placement]:
+    return {one.kernel: one for one in look(root, Settings()).placements}
+
+
+def test_a_respin_has_equal_inputs_although_its_name_is_everywhere(root: Root) -> None:
+    found = placements(root)
+    made_from = found[OLD].inputs
+    assert made_from is not None and made_from == found[NEW].inputs
+    assert found[OLD].fingerprint != found[NEW].fingerprint
+    assert found[OLD].recipe != found[NEW].recipe
+    assert made_from.version == "6.1.192"
+    assert made_from.tool.startswith("gcc-12 (Debian 12.2.0-14+deb12u1) sha256:")
+
+
+@pytest.mark.parametrize(
+    ("inside", "text", "part"),
+    [
+        ("{headers}/Module.symvers", "0x1\tx\tvmlinux\tEXPORT_SYMBOL\t\n", "symvers"),
+        ("{headers}/include/config/auto.conf", CONFIG.replace("250", "300"), "config"),
+        ("{headers}/.kernelvariables", "CC = gcc-13\n", "config"),
+        ("{headers}/" + inputs.VERSION, "#define LINUX_VERSION_CODE 393665\n", "version"),
+        ("/usr/src/v4l-1.0/v4l.c", "int y;", "source"),
+        ("/usr/src/v4l-1.0/dkms.conf", CONF.replace("M=x", "M=y"), "recipe"),
+        ("/etc/dkms/v4l.conf", 'MAKE[0]="make other"\n', "recipe"),
+        ("/etc/dkms/v4l/patches/a.patch", "diff", "overrides"),
+        ("/usr/bin/gcc-12", "(Debian 12.2.0-15)", "tool"),
+    ],
+)
+def test_each_change_is_seen_in_its_part(root: Root, inside: str, text: str, part: str) -> None:
+    before = placements(root)[NEW].inputs
+    path = root.path(inside.format(headers=f"/usr/src/linux-headers-{NEW}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    now = placements(root)[NEW].inputs
+    assert before is not None and now is not None
+    changed = {name for name in type(now).model_fields if getattr(before, name) != getattr(now, name)}
+    assert part in changed
+    assert changed <= {part, "layout", "source" if "dkms.conf" in inside else part}
+
+
+def test_files_that_make_it_stale_are_named(root: Root) -> None:
+    source = next(one for one in look(root, Settings()).sources)
+    now = root.path("/usr/src/v4l-1.0/v4l.c").stat().st_ctime
+    assert inputs.newer(root, source, now + 1) == ()
+    assert inputs.newer(root, source, now - 3600) == ("dkms.conf", "v4l.c")
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """As our first versions wrote it: one hash, no parts."""
+    text = '{"module": "a", "version": "1", "kernel": "6.1.0", "arch": "x86_64", "fingerprint": "f", "files": []}'
+    (tmp_path / "record.json").write_text(text)
+    record = load(tmp_path / "record.json", Record)
+    assert record is not None and record.fingerprint == "f" and record.provenance is None
+    save(tmp_path / "record.json", record)
+    assert load(tmp_path / "record.json", Record) == record
+
+
+def test_which_compiler(tmp_path: Path) -> None:
+    root = trees.make(tmp_path, {"/usr/bin/gcc": "a", "/usr/bin/gcc-12": "b", "/usr/bin/clang": "c"})
+    for name in ("gcc", "gcc-12", "clang"):
+        root.path(f"/usr/bin/{name}").chmod(0o755)
+    assert compilers.choose(root, "gcc-12 (Debian) 12.2.0", "gcc-13", clang=False) == "gcc-12"
+    assert compilers.choose(root, "gcc-14 (Debian) 14.2.0", "gcc-13", clang=False) == "gcc-13", "as the headers insist"
+    assert compilers.choose(root, "gcc-14 (Debian) 14.2.0", "", clang=False) == "gcc"
+    assert compilers.choose(root, "Debian clang version 14", "", clang=True) == "clang"
+    assert compilers.Compilers(root).identity("gcc-15") == ""
+    assert compilers.Compilers(root).identity("gcc").startswith("gcc sha256:")
+
+
+def test_a_compiler_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = trees.make(tmp_path, {"/usr/bin/gcc": "a"})
+    root.path("/usr/bin/gcc").chmod(0o755)
+    monkeypatch.setattr(compilers, "SETTLED", -1.0)
+    first = compilers.Compilers(root)
+    was = first.identity("gcc")
+    first.save()
+    monkeypatch.setattr(compilers, "_identity", lambda name, content: "read again")
+    assert compilers.Compilers(root).identity("gcc") == was
+    root.path("/usr/bin/gcc").write_text("another")
+    assert compilers.Compilers(root).identity("gcc") == "read again"
+
+
+@pytest.mark.parametrize(
+    ("release", "promised"),
+    [
+        ('ID="rhel"\nID_LIKE="fedora"\nPLATFORM_ID="platform:el9"\n', True),
+        ('ID="almalinux"\nID_LIKE="rhel centos fedora"\nPLATFORM_ID="platform:el9"\n', True),
+        ("ID=fedora\nPLATFORM_ID=platform:f42\n", False),
+        ('ID=nobara\nID_LIKE="rhel centos fedora"\nPLATFORM_ID="platform:f42"\n', False),
+        ('ID="sles"\nID_LIKE="suse"\n', True),
+        ('ID="opensuse-leap"\nID_LIKE="suse opensuse"\n', True),
+        ('ID="opensuse-tumbleweed"\nID_LIKE="opensuse suse"\n', False),
+        ("ID=debian\n", False),
+        ("ID=ubuntu\nID_LIKE=debian\n", False),
+        ("ID=arch\n", False),
+    ],
+)
+def test_who_promises_that_modules_fit(tmp_path: Path, release: str, promised: bool) -> None:
+    assert families.stable_abi(trees.make(tmp_path, {"/etc/os-release": release})) is promised
+
+
+# --- does a file fit a kernel ---------------------------------------------------------------------------------------
+
+
+def test_what_speaks_against_a_module_that_the_loader_does_not_ask_for(tmp_path: Path) -> None:
+    fits = modules.build(tmp_path / "fits.ko", release=OLD)
+    own = read_module(modules.build(tmp_path / "own.ko", release=NEW))
+    assert misfits.oddity(fits, own) == misfits.oddity(fits, None) == ""
+    assert "unwinding" in misfits.oddity(fits, own.model_copy(update={"orc_header": "00"}))
+    rust = tmp_path / "rust.ko"
+    rust.write_bytes(fits.read_bytes() + b"rustc version 1.80")
+    assert "Rust" in misfits.oddity(rust, own)
+    (tmp_path / "no.ko").write_bytes(b"no module")
+    with pytest.raises(Fault):
+        misfits.oddity(tmp_path / "no.ko", own)
+
+
+def test_what_fits_no_longer_is_told_only_of_a_kernels_own_headers(tmp_path: Path) -> None:
+    place = f"/usr/src/linux-headers-{NEW}"
+    root = trees.make(
+        tmp_path, {f"{place}/Module.symvers": "0x00000001\tprintk\tvmlinux\tEXPORT_SYMBOL\t\n", "/m": None}
+    )
+    modules.build(root.path("/m/taken.ko"), release=OLD)
+    now = Inputs(source="", recipe="", symvers="now", config="", layout="")
+    provenance = Provenance(inputs=now.model_copy(update={"symvers": "then"}), origin=OLD)
+    names = {"module": "taken", "version": "1", "kernel": NEW, "arch": "x86_64", "fingerprint": ""}
+    files = [{"path": "/m/taken.ko", "sha256": ""}]
+    record = Record.model_validate({**names, "files": files, "installed_provenance": provenance})
+    for state, told in ((HeadersState.PRESENT, "printk has another version"), (HeadersState.MISMATCHED, "")):
+        here = kernel(NEW)
+        here = here.model_copy(update={"headers": here.headers.model_copy(update={"directory": place, "state": state})})
+        said = misfits.misfit(root, here, record, now)
+        assert said.startswith(told) and bool(said) is bool(told)
+        own = record.model_copy(update={"installed_provenance": provenance.model_copy(update={"origin": ""})})
+        assert misfits.misfit(root, here, own, now) == "", "built for this kernel: that is stale, and nothing more"

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When a module is taken over from another kernel's build, when it is built, and what is said of either."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from worlds import NOW, installed, inventory, kernel, placement, source
+
+from kmodhookd.model import (
+    Failure,
+    FailureClass,
+    HeaderInputs,
+    Headers,
+    HeadersState,
+    Inputs,
+    Kernel,
+    Placement,
+    Plan,
+    Provenance,
+    State,
+    Target,
+)
+from kmodhookd.plan import planner
+from kmodhookd.settings import Policy, Settings
+
+FLAGS = "SMP preempt mod_unload modversions"
+SOURCE = source("v4l")
+HEADERS = HeaderInputs(
+    symvers="s", config="c", layout="l", version="6.1.192", compiler="gcc-12 (x) 12.2.0", modversions=True
+)
+INPUTS = Inputs(
+    source="v4l",
+    recipe="{}",
+    symvers="s",
+    config="c",
+    layout="l",
+    version="6.1.192",
+    compiler="gcc-12 (x) 12.2.0",
+    tool="t",
+)
+
+
+def on(release: str, flavour: str = "amd64", **headers: object) -> Kernel:
+    inputs = HEADERS.model_copy(update=headers)
+    made = Headers(state=HeadersState.PRESENT, fingerprint=f"of {release}", inputs=inputs)
+    return kernel(release, flavour=flavour, vermagic=f"{release} {FLAGS}").model_copy(update={"headers": made})
+
+
+def cell(where: Kernel, **inputs: object) -> Placement:
+    return placement(SOURCE, where).model_copy(update={"inputs": INPUTS.model_copy(update=inputs)})
+
+
+def asking(where: Kernel, **asks: object) -> Placement:
+    """A cell whose dkms.conf says something more."""
+    base = cell(where)
+    assert base.recipe is not None
+    return base.model_copy(update={"recipe": base.recipe.model_copy(update=asks)})
+
+
+def built(where: Kernel, **inputs: object) -> Placement:
+    """Built for its kernel, and installed there."""
+    return there(cell(where, **inputs), Provenance())
+
+
+def taken_over(where: Kernel, origin: str, *, provisional: bool = False) -> Placement:
+    """Installed there, built for another kernel."""
+    return there(cell(where), Provenance(origin=origin, provisional=provisional))
+
+
+def there(base: Placement, provenance: Provenance) -> Placement:
+    made = installed(base)
+    assert made.record is not None
+    stored = made.stored[0].model_copy(update={"vermagic": f"{base.kernel} {FLAGS}"})
+    said = provenance.model_copy(update={"inputs": base.inputs})
+    record = made.record.model_copy(update={"provenance": said, "installed_provenance": said})
+    return made.model_copy(update={"record": record, "stored": (stored,), "installed": (stored,)})
+
+
+def failed(base: Placement) -> Placement:
+    module, version, release, arch = base.cell
+    names = {"module": module, "version": version, "kernel": release, "arch": arch}
+    failure = Failure.model_validate(
+        {**names, "cause": FailureClass.SOURCE, "reason": "x", "fingerprint": base.fingerprint}
+    )
+    return base.model_copy(update={"failure": failure})
+
+
+OLD, NEW = on("6.1.0-55-amd64"), on("6.1.0-56-amd64")
+
+
+def plan(placements: list[Placement], kernels: list[Kernel], reuse: str = "auto", **options: object) -> Plan:
+    settings = Settings(policy=Policy.model_validate({"reuse": reuse}))
+    stable = bool(options.pop("stable_abi", False))
+    world = inventory(placements, kernels, [SOURCE], stable_abi=stable)
+    return planner.make(world, settings, **{"now": NOW, **options})  # type: ignore[arg-type]
+
+
+def done(made: Plan) -> list[tuple[str, str, str]]:
+    return [(str(one.kind), one.kernel, one.origin) for one in made.actions]
+
+
+REUSED = [("reuse", NEW.release, OLD.release), ("install", NEW.release, "")]
+BUILT = [("build", NEW.release, ""), ("install", NEW.release, "")]
+
+
+def test_equal_inputs_are_the_same_module() -> None:
+    assert done(plan([built(OLD), cell(NEW)], [OLD, NEW])) == REUSED
+    assert done(plan([built(OLD), cell(NEW)], [OLD, NEW], held=True)) == REUSED[:1], "into the DKMS tree only"
+
+
+@pytest.mark.parametrize("part", [name for name in Inputs.model_fields if name != "tool"])
+def test_any_part_that_differs_means_a_build(part: str) -> None:
+    assert done(plan([built(OLD), cell(NEW, **{part: "other"})], [OLD, NEW])) == BUILT
+
+
+@pytest.mark.parametrize("tool", ["other", ""])
+def test_another_compiler_or_one_that_is_not_known(tool: str) -> None:
+    made = plan([built(OLD, tool=tool), cell(NEW, tool=tool if not tool else "t")], [OLD, NEW])
+    assert ("reuse", NEW.release, OLD.release) not in done(made)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        on("6.1.0-56-rt-amd64", "rt-amd64"),
+        on("6.1.0-56-amd64", modversions=False),
+        NEW.model_copy(update={"vermagic": f"6.1.0-56-amd64 {FLAGS} RANDSTRUCT_1"}),
+        NEW.model_copy(update={"vermagic": ""}),
+    ],
+    ids=["flavour", "no MODVERSIONS", "vermagic", "no module of its own"],
+)
+def test_never_where_the_kernel_is_of_another_kind(new: Kernel) -> None:
+    kinds = [kind for kind, *_ in done(plan([built(OLD), cell(new)], [OLD, new], reuse="compatible"))]
+    assert kinds == ["build", "install"]
+
+
+def test_never_against_the_packager_or_policy() -> None:
+    for placed in (asking(NEW, no_weak_modules=True), asking(NEW, post_build="post.sh")):
+        assert done(plan([built(OLD), placed], [OLD, NEW])) == BUILT
+    assert done(plan([built(OLD), cell(NEW)], [OLD, NEW], reuse="never")) == BUILT
+
+
+def test_who_asks_gets_a_build() -> None:
+    asked = plan([built(OLD), cell(NEW)], [OLD, NEW], rebuild=(Target(module="v4l", kernel=NEW.release),))
+    assert done(asked) == BUILT
+
+
+def test_nothing_is_taken_from_what_is_not_as_it_was_made() -> None:
+    other = built(OLD)
+    altered = other.stored[0].model_copy(update={"sha256": "s2"})
+    broken = other.stored[0].model_copy(update={"problem": "not sound"})
+    for stored in ((altered,), (broken,), ()):
+        kinds = done(plan([other.model_copy(update={"stored": stored}), cell(NEW)], [OLD, NEW]))
+        assert ("reuse", NEW.release, OLD.release) not in kinds, stored
+
+
+def test_of_two_kernels_that_lack_it_one_waits_for_the_other() -> None:
+    made = plan([cell(OLD), cell(NEW)], [OLD, NEW])
+    assert done(made) == [("build", OLD.release, ""), ("install", OLD.release, "")]
+    assert len(done(plan([cell(OLD), cell(NEW)], [OLD, NEW], reuse="never"))) == 4
+    assert len(done(plan([cell(OLD), cell(NEW, symvers="other")], [OLD, NEW]))) == 4
+    both = plan([cell(OLD), cell(NEW)], [OLD, NEW], rebuild=(Target(),))
+    assert len(done(both)) == 4
+    alone = plan([failed(cell(OLD)), cell(NEW)], [OLD, NEW])
+    assert done(alone) == BUILT, "who has failed is not waited for"
+
+
+def test_the_kernel_that_it_was_built_for_is_told() -> None:
+    taken = taken_over(NEW, OLD.release)
+    made = plan([built(OLD), taken], [OLD, NEW])
+    here = next(one for one in made.cells if one.kernel == NEW.release)
+    assert made.actions == () and here.state is State.REUSED and here.origin == OLD.release and here.there
+    assert f"built for {OLD.release}" in here.facts[0].verdict and "same here" in here.facts[0].verdict
+    last = on("6.1.0-57-amd64")
+    from_it = plan([taken, cell(last)], [NEW, last])
+    assert done(from_it)[0] == ("reuse", last.release, NEW.release)
+
+
+def test_policy_that_forbids_it_builds_what_was_taken_over() -> None:
+    taken = taken_over(NEW, OLD.release)
+    assert done(plan([taken], [NEW], reuse="never")) == BUILT
+    assert done(plan([taken], [NEW], reuse="never", held=True, lifted=(NEW.release,))) == []
+
+
+def test_compatible_is_for_those_who_promise_it_or_want_it() -> None:
+    world = [built(OLD), cell(NEW, symvers="other", config="other", version="6.1.193")]
+    assert done(plan(world, [OLD, NEW])) == BUILT
+    assert done(plan(world, [OLD, NEW], stable_abi=True)) == REUSED
+    assert done(plan(world, [OLD, NEW], reuse="identical", stable_abi=True)) == BUILT
+    assert done(plan(world, [OLD, NEW], reuse="compatible")) == REUSED
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"source": "other"},
+        {"recipe": "other"},
+        {"overrides": "other"},
+        {"layout": "other"},
+        {"dependencies": "other"},
+        {"version": "6.2.1"},
+        {"compiler": "gcc-13 (x) 13.1.0"},
+        {"compiler": "clang version 12.2.0"},
+    ],
+)
+def test_compatible_has_its_bounds(inputs: dict[str, object]) -> None:
+    world = [built(OLD), cell(NEW, **{"symvers": "other", **inputs})]
+    assert done(plan(world, [OLD, NEW], reuse="compatible")) == BUILT
+
+
+def test_a_provisional_one_is_built_when_nobody_waits_and_is_given_to_nobody() -> None:
+    taken = taken_over(NEW, OLD.release, provisional=True)
+    assert done(plan([taken], [NEW], reuse="compatible", held=True, lifted=(NEW.release,))) == []
+    made = plan([built(OLD), taken], [OLD, NEW], reuse="compatible")
+    assert done(made) == BUILT and made.cells[1].state is State.REUSED
+    last = on("6.1.0-57-amd64")
+    given = plan([taken, cell(last)], [NEW, last], reuse="compatible", held=True)
+    assert done(given) == [("build", last.release, "")]
+
+
+def test_a_provisional_one_that_the_gate_kept_out_goes_in_first() -> None:
+    """It is there at once when the transaction is over, and not only after its real build."""
+    taken = taken_over(NEW, OLD.release, provisional=True)
+    assert taken.record is not None
+    record = taken.record.model_copy(update={"files": (), "installed_fingerprint": "", "installed_provenance": None})
+    waiting = taken.model_copy(update={"record": record, "installed": (), "active": False})
+    assert done(plan([waiting], [NEW], reuse="compatible")) == [("install", NEW.release, "")]
+
+
+def test_what_fits_no_longer_goes_when_it_cannot_be_built() -> None:
+    taken = taken_over(NEW, OLD.release)
+    changed = cell(NEW, symvers="other")
+    misfit = taken.model_copy(
+        update={"inputs": changed.inputs, "fingerprint": "now", "misfit": "printk has another version"}
+    )
+    assert done(plan([misfit], [NEW])) == BUILT, "built if it can be"
+    made = plan([failed(misfit)], [NEW])
+    assert [kind for kind, *_ in done(made)] == ["uninstall", "unbuild"]
+    assert "no longer fits: printk has another version" in made.cells[0].facts[0].verdict
+    running = NEW.model_copy(update={"running": True})
+    assert done(plan([failed(misfit)], [running])) == [], "never of the running kernel"
+
+
+# --- what changed ---------------------------------------------------------------------------------------------------
+
+
+def said(before: Mapping[str, object], now: Mapping[str, object], **more: object) -> str:
+    made = built(NEW, **before)
+    changed = made.model_copy(update={"inputs": INPUTS.model_copy(update=dict(now)), **more})
+    (verdict,) = plan([changed], [NEW], reuse="never").cells
+    assert verdict.state is State.STALE
+    return verdict.facts[0].verdict
+
+
+def test_each_part_is_named() -> None:
+    assert said({}, {"source": "x"}, newer=("foo.c", "bar.h")).startswith("the source changed (foo.c, bar.h);")
+    assert "dkms.conf changed (MAKE);" in said(
+        {"recipe": '{"make":"a","module":"v4l"}'}, {"recipe": '{"make":"b","module":"v4l"}'}
+    )
+    assert "/etc/dkms changed" in said({}, {"overrides": "x"})
+    assert "(Module.symvers) changed; the kernel's configuration changed;" in said({}, {"symvers": "x", "config": "x"})
+    tools = ({"tool": "gcc-12 (Debian 12.2.0-14) sha256:1"}, {"tool": "gcc-12 (Debian 12.2.0-15) sha256:2"})
+    assert "the compiler changed (gcc-12 (Debian 12.2.0-14) → gcc-12 (Debian 12.2.0-15));" in said(*tools)
+    assert "the version of the headers changed (6.1.192 → 6.1.193)" in said({}, {"version": "6.1.193"})
+    assert "a module that it is built upon changed" in said({}, {"dependencies": "x"})
+
+
+def test_a_compiler_that_is_not_there_changes_nothing() -> None:
+    made = built(NEW)
+    gone = made.model_copy(update={"inputs": INPUTS.model_copy(update={"tool": ""})})
+    assert plan([gone], [NEW]).cells[0].state is State.INSTALLED
+
+
+def test_parts_decide_where_there_are_any_and_the_hash_of_all_where_there_are_none() -> None:
+    made = built(NEW).model_copy(update={"fingerprint": "headers of the same content, made again"})
+    assert plan([made], [NEW]).cells[0].state is State.INSTALLED
+    assert made.record is not None
+    record = made.record.model_copy(update={"provenance": None, "installed_provenance": None})
+    earlier = made.model_copy(update={"record": record})
+    assert plan([earlier], [NEW]).cells[0].state is State.STALE
+    same = earlier.model_copy(update={"fingerprint": record.installed_fingerprint})
+    assert plan([same], [NEW]).actions == () and plan([same], [NEW]).cells[0].state is State.INSTALLED
+
+
+def test_another_key_is_named_as_such() -> None:
+    other = built(NEW).model_copy(update={"key": "new"})
+    cell_ = plan([other], [NEW]).cells[0]
+    assert cell_.state is State.STALE and cell_.facts[0].verdict.startswith("the signing key is another one")
