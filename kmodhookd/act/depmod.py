@@ -16,6 +16,7 @@ from pathlib import Path
 from kmodhookd import store
 from kmodhookd.act import journal
 from kmodhookd.act.toolchain import which
+from kmodhookd.act.workspace import copy_synced
 from kmodhookd.errors import Fault
 from kmodhookd.observe import boot, index
 from kmodhookd.root import Root
@@ -59,8 +60,9 @@ def has_kernel(root: Root, release: str) -> bool:
 
 
 def _make(root: Root, tree: Path, work: Path) -> None:
-    made = _mirror(root, tree, work)
-    complaint = _run(root, work, tree)
+    outside = not root.is_host and not which(root, "depmod")  # this machine's serves a root that has none
+    made = _mirror(root, tree, work, outside=outside)
+    complaint = _run(root, work, tree.name, outside=outside)
     if not complaint and not _sound(made):
         complaint = "depmod wrote no modules.dep"
     if complaint:
@@ -68,38 +70,35 @@ def _make(root: Root, tree: Path, work: Path) -> None:
     _put(made, tree)
 
 
-def _mirror(root: Root, tree: Path, work: Path) -> Path:
+def _mirror(root: Root, tree: Path, work: Path, *, outside: bool) -> Path:
     """A base directory for depmod in which the kernel's tree is one of links; that tree."""
     shutil.rmtree(work, ignore_errors=True)  # of one that was killed
     mirror = work / "usr/lib/modules" / tree.name
     mirror.mkdir(parents=True)
     (work / "lib").symlink_to("usr/lib")  # each kmod has one of the two places compiled in
-    outside = _runs_outside(root)
     for entry in os.scandir(tree):
         if not (GENERATED.fullmatch(entry.name) or TEMPORARY.fullmatch(entry.name)):
-            (mirror / entry.name).symlink_to(entry.path if outside else root.inside(entry.path))
+            (mirror / entry.name).symlink_to(_named(root, Path(entry.path), outside=outside))
     return mirror
 
 
-def _runs_outside(root: Root) -> bool:
-    """Whether it is this machine's depmod that serves the root, which has none."""
-    return not root.is_host and not which(root, "depmod")
-
-
-def _run(root: Root, work: Path, tree: Path) -> str:
+def _run(root: Root, work: Path, release: str, *, outside: bool) -> str:
     """Run it, inside the root where that has one; what it complained of."""
-    release, outside = tree.name, _runs_outside(root)
-    maps = (f"/boot/System.map-{release}", f"{root.inside(tree)}/System.map")
-    found = {path: boot.reachable(root, path) for path in maps}  # /boot may be asleep
-    symbols = next((path for path, there in found.items() if there is not None and there.is_file()), "")
-    base = str(work) if outside else root.inside(work)
-    options = ["-F", str(root.resolve(symbols)) if outside else symbols] if symbols else []
-    argv = ["depmod", "-b", base, "-a", *options, release]
-    result = run(argv, timeout=TIMEOUT) if outside else run(argv, root=root, timeout=TIMEOUT)
+    maps = (f"/boot/System.map-{release}", f"{root.inside(root.modules)}/{release}/System.map")
+    found = (boot.reachable(root, path) for path in maps)  # /boot may be asleep
+    symbols = next((path for path in found if path is not None and path.is_file()), None)
+    options = ["-F", _named(root, symbols, outside=outside)] if symbols else []
+    argv = ["depmod", "-b", _named(root, work, outside=outside), "-a", *options, release]
+    result = run(argv, root=None if outside else root, timeout=TIMEOUT)
     said = UNSOUND.search(result.output) or (None if result.ok else SAID.search(result.output))
     if result.ok and not said:
         return ""
     return said[0].removeprefix("depmod: ") if said else result.output.strip() or result.sentence()
+
+
+def _named(root: Root, path: Path, *, outside: bool) -> str:
+    """A path outside, as the depmod that is run sees it."""
+    return str(path) if outside else root.inside(path)
 
 
 def _sound(made: Path) -> bool:
@@ -114,11 +113,8 @@ def _put(made: Path, tree: Path) -> None:
     fresh = [tree / f"{NEW}{name}" for name in names]
     try:
         for name, path in zip(names, fresh, strict=True):
-            with (made / name).open("rb") as source, path.open("wb") as target:
-                os.fchmod(target.fileno(), 0o644)
-                shutil.copyfileobj(source, target)
-                target.flush()
-                os.fsync(target.fileno())
+            path.unlink(missing_ok=True)  # of one that was killed
+            copy_synced(made / name, path)
         for name, path in zip(names, fresh, strict=True):
             path.rename(tree / name)
     finally:

@@ -20,7 +20,7 @@ from kmodhookd import store
 from kmodhookd.act import ownership
 from kmodhookd.act.failures import BuildFailed, from_os
 from kmodhookd.act.sign import Signer
-from kmodhookd.act.workspace import Workspace, copy_content
+from kmodhookd.act.workspace import Workspace, copy_synced
 from kmodhookd.model import FailureClass, Placement, Provenance, Recipe, Record, Source
 from kmodhookd.observe import decisions, dependencies
 from kmodhookd.root import Root
@@ -79,7 +79,7 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
         for directory, files in (("module", built.files), ("log", (built.log,))):
             (staged / directory).mkdir()
             for file in files:
-                _copy_synced(file, staged / directory / file.name)
+                copy_synced(file, staged / directory / file.name)
             store.sync_directory(staged / directory)
         _mark_dependencies(root, settings, recipe, staged)
         _put_beside(staged, built.beside)
@@ -147,7 +147,7 @@ def store_loaded(root: Root, settings: Settings, cell: decisions.Cell, directory
         for file in sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()):
             relative = file.relative_to(directory)
             if relative.parent.name in ("", "module", "log") and len(relative.parts) <= 2:
-                _copy_synced(file, staged / relative)
+                copy_synced(file, staged / relative)
         store.sync_directory(staged)
         _replace(staged, kernel / arch)
     except BaseException:
@@ -207,15 +207,8 @@ def _put_beside(staged: Path, files: Iterable[tuple[str, Path]]) -> None:
         target = staged / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
-        _copy_synced(file, target)
+        copy_synced(file, target)
         store.sync_directory(target.parent)
-
-
-def _copy_synced(source: Path, target: Path) -> None:
-    with source.open("rb") as reading, target.open("xb") as writing:
-        copy_content(reading.fileno(), writing.fileno())
-        os.fchmod(writing.fileno(), 0o644)
-        os.fsync(writing.fileno())
 
 
 def _replace(staged: Path, target: Path) -> None:

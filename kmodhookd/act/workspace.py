@@ -227,3 +227,11 @@ def copy_content(source: int, target: int) -> None:
         return
     while os.sendfile(target, source, None, CHUNK):
         pass
+
+
+def copy_synced(source: Path, target: Path) -> None:
+    """Copy a file to a new one that everybody may read, down to the disk. Its directory is for the caller to sync."""
+    with source.open("rb") as reading, target.open("xb") as writing:
+        copy_content(reading.fileno(), writing.fileno())
+        os.fchmod(writing.fileno(), 0o644)
+        os.fsync(writing.fileno())
