@@ -6,6 +6,7 @@ Builds run side by side under one job server; what they made goes in kernel by k
 kernel is done, with one depmod.
 """
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ Emit = Callable[[WorkerEvent], None]
 MAX_ROUNDS = 40  # a chain of dependencies takes one each; more is a plan that does not converge
 PATIENCE = 20.0  # seconds that a pass waits for trees that are still being written before it leaves that to the next
 
+SLOW = 15.0  # seconds for slow looks at the end of a pass: those who wait for it wait no longer; the next one goes on
 RETRY = 300.0  # seconds after which what went wrong and is remembered nowhere (no room to remember it) is tried again
 
 WAITING = frozenset({State.WAITING_HEADERS, State.WAITING_KERNEL, State.WAITING_DEPENDENCY})
@@ -48,22 +50,37 @@ def one_pass(root: Root, settings: Settings, request: Request, emit: Emit, contr
         plan = _plan(inventory, settings, controls, request.rebuild)
     told = (work.said, plan.boot, plan.cells)
     work.finish(inventory)
-    if not controls.held and not controls.wind_down.is_set():
-        inventory, plan = _with_slow_looks(root, settings, inventory, plan, controls)
+    late = threading.Event()
+    if not (controls.held or controls.wind_down.is_set() or controls.hurry.is_set()):
+        inventory, plan = _with_slow_looks(root, settings, inventory, plan, controls, late)
     if (work.said, plan.boot, plan.cells) != told:
         emit(WorkerEvent(snapshot=snapshot(inventory, plan, work.said)))
-    return _outcome(request, inventory, plan, work)
+    return _outcome(request, inventory, plan, work, late=late.is_set())
 
 
 def _with_slow_looks(
-    root: Root, settings: Settings, inventory: Inventory, plan: Plan, controls: Controls
+    root: Root, settings: Settings, inventory: Inventory, plan: Plan, controls: Controls, late: threading.Event
 ) -> tuple[Inventory, Plan]:
-    """The same with what each initramfs holds by now, and whether modules will load. Nothing else of a pass waits for it."""
-    found = bootneeds.facts(
-        root, settings, inventory.kernels, inventory.placements, look_inside=True, cancel=controls.stop
-    )
-    inventory = inventory.model_copy(update={"boot": found})
-    inventory = verdicts.told(root, settings, inventory, controls.stop)
+    """The same with what each initramfs holds by now, and whether modules will load. Nothing else of a pass waits for it.
+
+    It ends when something else is due, and after SLOW seconds with `late` set.
+    """
+
+    def end() -> None:
+        late.set()
+        controls.hurry.set()
+
+    timer = threading.Timer(SLOW, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        found = bootneeds.facts(
+            root, settings, inventory.kernels, inventory.placements, look_inside=True, cancel=controls.hurry
+        )
+        inventory = inventory.model_copy(update={"boot": found})
+        inventory = verdicts.told(root, settings, inventory, controls.hurry)
+    finally:
+        timer.cancel()
     judged = _plan(inventory, settings, controls, ())
     return inventory, plan.model_copy(update={"boot": judged.boot, "cells": judged.cells})
 
@@ -73,7 +90,7 @@ def look_only(root: Root, settings: Settings) -> Snapshot:
     inventory = look(root, settings)
     controls = Controls()
     plan = _plan(inventory, settings, controls, ())
-    return snapshot(*_with_slow_looks(root, settings, inventory, plan, controls))
+    return snapshot(*_with_slow_looks(root, settings, inventory, plan, controls, threading.Event()))
 
 
 def _plan(inventory: Inventory, settings: Settings, controls: Controls, rebuild: tuple[Target, ...]) -> Plan:
@@ -95,11 +112,11 @@ def _wait_for_trees(plan: Plan, deadline: float, controls: Controls) -> bool:
     return not controls.wind_down.wait(plan.look_again + 0.05)
 
 
-def _outcome(request: Request, inventory: Inventory, plan: Plan, work: steps.Work) -> Outcome:
+def _outcome(request: Request, inventory: Inventory, plan: Plan, work: steps.Work, *, late: bool) -> Outcome:
     """`failed` counts what is wrong and will not come right by itself; `waiting` what goes on once something is there."""
     waiting = sum(1 for cell in plan.cells if cell.state in WAITING and cell.wanted)
     failed = sum(1 for cell in plan.cells if cell.state in FAILED and not cell.there)
-    again = [seconds for seconds in (plan.look_again, RETRY if work.failures else 0.0) if seconds > 0]
+    again = [seconds for seconds in (plan.look_again, RETRY if work.failures or late else 0.0) if seconds > 0]
     return Outcome(
         number=request.number,
         installed=work.installed,

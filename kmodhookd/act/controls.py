@@ -14,6 +14,7 @@ class Controls:
         self.lifted = frozenset(lifted)
         self.wind_down = threading.Event()  # start nothing more: another pass is asked for
         self.stop = threading.Event()  # the daemon is gone
+        self.hurry = threading.Event()  # what can wait is to end: something else is due, or the disk is about to change
         self.cancelled_by: dict[int, str] = {}
         self._cancels: dict[int, threading.Event] = {}
         self._lock = threading.Lock()
@@ -23,8 +24,11 @@ class Controls:
         match control.op:
             case "gate":
                 self.held, self.lifted = control.held, frozenset(control.lifted)
+                if self.held:
+                    self.hurry.set()
             case "wind-down":
                 self.wind_down.set()
+                self.hurry.set()
             case "cancel":
                 self.cancelled_by[control.job] = control.by
                 self.cancellation(control.job).set()
@@ -33,6 +37,7 @@ class Controls:
         """The daemon has gone: end what runs, start nothing."""
         self.stop.set()
         self.wind_down.set()
+        self.hurry.set()
         with self._lock:
             for event in self._cancels.values():
                 event.set()

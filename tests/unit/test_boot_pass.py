@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """When a pass looks into initramfs files, and what it says of them."""
 
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from kmodhookd import engine
 from kmodhookd.act.controls import Controls
 from kmodhookd.model import BootVerdict
 from kmodhookd.observe import initramfs
-from kmodhookd.protocol import Request, WorkerEvent
+from kmodhookd.protocol import Control, Request, WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Policy, Settings
 
@@ -90,6 +92,29 @@ def test_nothing_slow_is_done_in_a_transaction_or_when_the_end_is_near(root: Roo
     ending.wind_down.set()
     assert told(root, ending) == [READY]
     assert listings(root) == 0
+
+
+@pytest.mark.parametrize("word", [Control(op="gate", held=True), Control(op="wind-down")], ids=["gate", "wind-down"])
+def test_a_slow_look_ends_when_something_else_is_due(root: Root, word: Control) -> None:
+    os.mkfifo(root.prefix / "stuck")
+    initramfstools.tool(root, "lsinitramfs", "echo x >> /listed; exec cat /stuck")
+    controls = Controls()
+
+    def speak() -> None:
+        while not listings(root):
+            time.sleep(0.05)
+        controls.obey(word)
+
+    threading.Thread(target=speak, daemon=True).start()
+    assert told(root, controls) == [READY], "it was cut short, and what is not known is not told"
+
+
+def test_a_slow_look_has_its_time_and_the_next_one_comes_soon(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(root.prefix / "stuck")
+    initramfstools.tool(root, "lsinitramfs", "exec cat /stuck")
+    monkeypatch.setattr(engine, "SLOW", 1.0)
+    outcome = engine.one_pass(root, SETTINGS, Request(number=1), lambda _: None, Controls())
+    assert outcome.look_again == engine.RETRY
 
 
 def test_a_look_alone_tells_the_same(root: Root) -> None:

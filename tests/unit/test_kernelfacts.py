@@ -5,6 +5,7 @@ import os
 import ssl
 import struct
 import subprocess
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import modules
 import pytest
 import trees
 
-from kmodhookd.model import Export, Headers, HeadersState, Kernel, KernelFacts
+from kmodhookd.model import Export, Headers, HeadersState, Kernel, KernelFacts, ModuleFacts
 from kmodhookd.observe import elf, enforcement, kernelfacts, modprobed, modtree
 from kmodhookd.observe.enforcement import Machine
 from kmodhookd.root import Root
@@ -65,6 +66,26 @@ def test_without_headers_its_own_modules_tell(tmp_path: Path, content: bytes) ->
     again = kernelfacts.kernel_facts(root, Settings(), MISSING)
     assert again.exports["a_rather_long_name"].crc == 0xDEADBEEF and "more" in again.modules
     assert not gone.exists(), "of a kernel that is gone"
+
+
+def test_a_look_that_is_cut_short_is_gone_on_with(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [f"{TREE}/kernel/drivers/net/{name}.ko" for name in ("a", "b", "c")]
+    root = trees.make(tmp_path, {**trees.kernel(K), **dict.fromkeys(own, content)})
+    cancel, read = threading.Event(), list[str]()
+
+    def reading(_: Root, inside: str) -> ModuleFacts:
+        read.append(inside)
+        if inside == own[1]:
+            cancel.set()
+        return ModuleFacts(name=inside[-4], exports={f"of_{inside[-4]}": Export(1)})
+
+    monkeypatch.setattr(kernelfacts, "module_facts", reading)
+    assert not kernelfacts.kernel_facts(root, Settings(), MISSING, cancel=cancel).exports, "half of it misleads"
+    facts = kernelfacts.kernel_facts(root, Settings(), MISSING)
+    assert facts.exports.keys() >= {"of_a", "of_b", "of_c"}
+    assert read.count(own[1]) == 1
 
 
 def test_symvers_of_the_kernels_package_and_of_headers_that_are_not_its_own(tmp_path: Path) -> None:
