@@ -82,8 +82,12 @@ def boot_default(root: Root, settings: Settings) -> str:
 
 
 def _default(root: Root, trees: Sequence[_Tree], running: str) -> str:
-    """EFI variables are asked only where the root is that of the machine, which then knows its running kernel."""
-    releases = {tree.release: tree.pkgbase for tree in trees if tree.is_kernel}
+    """Of those that have an image, which no boot loader starts without; of all where none is to be seen.
+
+    EFI variables are asked only where the root is that of the machine, which then knows its running kernel.
+    """
+    there = [tree for tree in trees if tree.is_kernel]
+    releases = {tree.release: tree.pkgbase for tree in [tree for tree in there if tree.image] or there}
     return nextboot.boot_default(root, releases, variables=efivars.DIRECTORY if running else "")
 
 

@@ -80,6 +80,14 @@ def test_headers_alone_are_alone_also_beside_what_depmod_and_we_made(tmp_path: P
     assert not found[K2].boot_default
 
 
+def test_modules_that_stayed_without_their_image_are_no_next_boot(tmp_path: Path) -> None:
+    """Ubuntu: the image is removed, the package with the modules stays, and the menu lacks the newest release there is."""
+    left = {path: content for path, content in trees.kernel(K2).items() if not path.startswith("/boot/")}
+    menu = f"menuentry 'Debian' {{\n\tlinux /boot/vmlinuz-{K1} root=/dev/sda1\n}}\n"
+    found, _ = look(trees.make(tmp_path, {**trees.DEBIAN, **trees.kernel(K1), **left, "/boot/grub/grub.cfg": menu}))
+    assert [release for release, kernel in found.items() if kernel.boot_default] == [K1]
+
+
 def test_junk_is_not_a_kernel(tmp_path: Path) -> None:
     modules = "/usr/lib/modules"
     junk: dict[str, Content] = {
