@@ -116,6 +116,7 @@ class Verdict(Noun):
     kernel: str
     reasons: tuple[Reason, ...] = ()
     doubts: tuple[str, ...] = ()  # what could not be told, as sentences
+    builtin: bool = False  # the kernel has one of that name built in: nothing is missing when this does not load
 
     @property
     def loads(self) -> bool | None:

@@ -284,7 +284,11 @@ def _symbols(sections: _Sections, module: str) -> _Symbols:
             (weak if kind >> 4 == WEAK else undefined).add(_text(strings, name))
         elif section in of_exports:
             marks[_text(strings, name)] = section, value
-    ignored = {"", "_GLOBAL_OFFSET_TABLE_"}  # `ignore_undef_symbol`
+    ignored = {
+        "",
+        "_GLOBAL_OFFSET_TABLE_",
+        ".TOC.",
+    }  # as modpost does (`ignore_undef_symbol`); .TOC. is of 64-bit PowerPC
     return _Symbols(frozenset(undefined - ignored), frozenset(weak - ignored), _exports(sections, marks, module))
 
 

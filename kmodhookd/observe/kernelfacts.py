@@ -9,18 +9,19 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from kmodhookd import store
 from kmodhookd.errors import Fault
 from kmodhookd.model import Export, HeadersState, Kernel, KernelFacts, ModuleFacts, Remembered
-from kmodhookd.observe import depmodorder, elf, enforcement, families, headers, keys, modprobed, modtree, symvers
+from kmodhookd.observe import boot, depmodorder, elf, enforcement, families, headers, keys, modprobed, modtree, symvers
 from kmodhookd.observe.enforcement import Machine
 from kmodhookd.observe.modtree import Found, Survey
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 OWN = "kernel/"  # the directory of a kernel's own modules
+MAX_ORDER = 4 << 20
 
 
 class _Exports(Remembered):
@@ -81,9 +82,18 @@ def module_facts(root: Root, inside: str) -> ModuleFacts:
 
 
 def foreign(root: Root, kernel: Kernel, survey: Survey) -> tuple[ModuleFacts, ...]:
-    """The modules in a kernel's tree that are not its own: what was built here, put there by hand, or linked there."""
+    """The modules in a kernel's tree that are not its own: what was built here, put there by hand, or linked there.
+
+    Also those that somebody put among the kernel's own (NVIDIA's installer): its `modules.order` does not have them.
+    """
+    order = boot.text(root, f"{kernel.tree}/modules.order", MAX_ORDER)
+    own = {f"{kernel.tree}/{line.removesuffix('.ko')}" for line in order.splitlines()}
     paths = sorted(found.path for files in survey.modules.values() for found in files)
-    return tuple(module_facts(root, path) for path in paths if not path.startswith(f"{kernel.tree}/{OWN}"))
+    return tuple(module_facts(root, path) for path in paths if not _is_own(path, kernel, own))
+
+
+def _is_own(path: str, kernel: Kernel, listed: Collection[str]) -> bool:
+    return path.startswith(f"{kernel.tree}/{OWN}") and (not listed or path.rpartition(".ko")[0] in listed)
 
 
 # --- symbols ----------------------------------------------------------------------------------------------------------

@@ -222,7 +222,8 @@ def _findings(at: _Look, kernel: Kernel, placement: Placement) -> Iterator[tuple
     """Sentences and remedies: what the kernel would say to the file, and what the initramfs has of it."""
     for verdict in loading.of(placement, at.inventory.verdicts):
         for reason in verdict.reasons:
-            if reason.kind is not Refusal.BLACKLISTED:  # somebody's word: the boot is not to have it
+            # Somebody's word that the boot is not to have it, or the kernel's own that it has it.
+            if reason.kind is not Refusal.BLACKLISTED and not verdict.builtin:
                 yield f"{verdict.module} will not load: {reason.sentence}", reason.remedy
     image = at.images.get(kernel.release)
     wrong = _of_initramfs(at, image, placement) if image is not None else ""

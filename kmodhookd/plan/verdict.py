@@ -43,7 +43,13 @@ def judge_all(modules: Sequence[ModuleFacts], kernel: KernelFacts) -> tuple[Verd
         needs.append(symbols.needed)
     _hand_on(modules, given, needs, reasons)
     return tuple(
-        Verdict(module=module.name, kernel=kernel.release, reasons=tuple(why), doubts=tuple(unsure))
+        Verdict(
+            module=module.name,
+            kernel=kernel.release,
+            reasons=tuple(why),
+            doubts=tuple(unsure),
+            builtin=module.name in kernel.builtin,
+        )
         for module, why, unsure in zip(modules, reasons, doubts, strict=True)
     )
 
@@ -162,7 +168,8 @@ def _duplicates(module: ModuleFacts, kernel: KernelFacts) -> Iterator[Reason]:
     twice = [symbol for symbol in module.exports if (own := kernel.exports.get(symbol)) and own.module == VMLINUX]
     if twice:
         sentence = f"the kernel itself exports what it exports ({_some(twice)}): it is built in"
-        remedy = f"nothing is to be done when {module.name} is built into {kernel.release}"
+        built_in = f"nothing is to be done: {module.name} is built into {kernel.release}"
+        remedy = built_in if module.name in kernel.builtin else f"keep it away from {kernel.release}"
         yield Reason(kind=Refusal.SHADOWED, sentence=sentence, remedy=remedy, about=tuple(sorted(twice)))
 
 

@@ -114,6 +114,15 @@ def test_of_several_files_the_one_that_depmod_takes(tmp_path: Path, content: byt
     ]
 
 
+def test_what_was_put_among_the_kernels_own_is_none_of_them(tmp_path: Path, content: bytes) -> None:
+    added = f"{TREE}/kernel/drivers/video/nvidia.ko"
+    own = f"{TREE}/kernel/drivers/net/dummy.ko.xz"
+    root = trees.make(tmp_path, {**trees.kernel(K), own: b"", added: content})
+    assert [one.path for one in kernelfacts.foreign(root, KERNEL, modtree.survey(root, TREE))] == [added]
+    (tmp_path / TREE.strip("/") / "modules.order").unlink()
+    assert not kernelfacts.foreign(root, KERNEL, modtree.survey(root, TREE)), "nothing tells which they are"
+
+
 def test_strict_kernels(tmp_path: Path) -> None:
     config = f"{HEADERS.directory}/include/config/auto.conf"
     entries = {

@@ -17,7 +17,7 @@ from kmodhookd.act import verdicts
 from kmodhookd.model import Cell, Export, KernelFacts, Reason, Refusal, Verdict
 from kmodhookd.observe import kernelfacts
 from kmodhookd.plan import planner
-from kmodhookd.settings import Settings
+from kmodhookd.settings import Policy, Settings
 
 K = kernel("6.1.0-56-amd64")
 OLD = kernel("6.1.0-55-amd64")
@@ -47,6 +47,16 @@ def test_what_is_told_of_a_module_that_is_there() -> None:
     unknown = cell(None)
     assert unknown.loads is None and not any("load" in fact.verdict for fact in unknown.facts)
     assert {one.state for one in (yes, no, perhaps, unknown)} == {"installed"}, "it is there all the same"
+
+
+def test_a_boot_is_not_ready_without_what_does_not_load_unless_the_kernel_has_it_built_in() -> None:
+    def boot(said: Verdict) -> str:
+        world = inventory([installed(placement(V4L, K))], [K], [V4L], verdicts={PATH: said})
+        settings = Settings(policy=Policy(required=("v4l",)))
+        return planner.make(world, settings, now=NOW).boot[0].verdict
+
+    assert boot(NO) == "not-ready"
+    assert boot(NO.model_copy(update={"builtin": True})) == "ready"
 
 
 def test_one_module_that_does_not_load_is_enough() -> None:

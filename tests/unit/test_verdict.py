@@ -276,6 +276,7 @@ def test_what_the_kernel_has_built_in_cannot_be_loaded_beside_it() -> None:
     assert kinds(made[0]) == [Refusal.SHADOWED] and "printk" in made[0].reasons[0].sentence
     assert made[1].loads and kinds(made[2]) == [Refusal.DEPENDENCY]
     assert judge(module("one", exports={"snd_card": Export(2, "one")}), KERNEL).loads, "of the two either may be loaded"
+    assert judge(module("built_in", exports={"printk": Export(2, "built_in")}), KERNEL).builtin and not made[0].builtin
 
 
 # --- who keeps it out -------------------------------------------------------------------------------------------------
