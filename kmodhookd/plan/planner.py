@@ -280,9 +280,11 @@ def _wanted(
     state = picture.cells[placement.module, placement.version, placement.kernel].state
     if state is State.DAMAGED and placement.recipe is not None and cells.can_restore(placement):
         return True, RESTORE
-    if not _can_build(picture, placement):
+    kernel = picture.kernels[placement.kernel]
+    builds = kernel.headers.state is HeadersState.PRESENT
+    if not (_may_go_there(picture, placement) and (builds or cells.needs_no_headers(placement, kernel))):
         return False, ""
-    if any(_matches(target, placement) for target in rebuild):
+    if builds and any(_matches(target, placement) for target in rebuild):
         return True, ASKED
     if not (picture.settings.automatic and placement.recipe and placement.recipe.autoinstall):
         return False, ""
@@ -290,18 +292,17 @@ def _wanted(
         return False, ""
     if placement.failure is not None and cells.failure_stands(placement):
         return True, f"attempt {placement.failure.attempts + 1}"
-    if state is State.REUSED and reusing.is_due(placement):
+    if builds and state is State.REUSED and reusing.is_due(placement):
         return True, RENEWAL
     return state in WANTED, str(state)
 
 
-def _can_build(picture: _Picture, placement: Placement) -> bool:
+def _may_go_there(picture: _Picture, placement: Placement) -> bool:
     source = picture.sources[placement.module, placement.version]
     if placement.recipe is None or (source.unpacked and not source.registered):
         return False
-    if dependencies.missing(placement, picture.there[placement.kernel]):
-        return False  # also what is there already: without them its renewal could only fail
-    return picture.kernels[placement.kernel].headers.state is HeadersState.PRESENT
+    # Also of what is there already: without them its renewal could only fail.
+    return not dependencies.missing(placement, picture.there[placement.kernel])
 
 
 def _matches(target: Target, placement: Placement) -> bool:

@@ -12,6 +12,7 @@ from kmodhookd.act import steps
 from kmodhookd.act.controls import Controls
 from kmodhookd.model import Inventory, Plan, Record, State
 from kmodhookd.observe import decisions
+from kmodhookd.observe.inventory import look
 from kmodhookd.plan import planner
 from kmodhookd.root import Root
 from kmodhookd.settings import Invocation, Settings
@@ -46,7 +47,7 @@ class Made:
 def add(root: Root, made: Made) -> None:
     """Built, of what its source and the headers are now."""
     trees.make(root.prefix, made.entries(root.prefix.parent))
-    for seen in steps.look(root, SETTINGS).placements:
+    for seen in look(root, SETTINGS).placements:
         if seen.module == made.name:
             names = {"module": seen.module, "version": seen.version, "kernel": K, "arch": seen.arch}
             decisions.save_record(root, Record.model_validate({**names, "fingerprint": seen.fingerprint}))
