@@ -160,3 +160,13 @@ def test_what_cannot_be_told_to_be_right_waits_for_headers(cell: Placement, on: 
 def test_headers_alone_are_no_kernel_to_come_back_to() -> None:
     alone = with_headers("6.1.0-1-amd64", HeadersState.ALONE)
     assert planned(aside(alone), alone).actions == ()
+
+
+def test_what_was_taken_over_is_not_built_for_real_without_headers() -> None:
+    """Also not while the build that is to take its place is made already, and only not installed yet."""
+    there, made = aside(), Provenance(inputs=MADE_FROM, origin="6.1.0-0-amd64", provisional=True)
+    files = installed(placement(V4L, RIGHT))
+    assert there.record is not None and files.record is not None
+    record = there.record.model_copy(update={"files": files.record.files, "installed_provenance": made})
+    reused = planned(there.model_copy(update={"installed": files.installed, "active": True, "record": record}))
+    assert reused.cells[0].state is State.REUSED and reused.actions == ()
