@@ -12,7 +12,7 @@ from kmodhookd.act.resign import carry
 from kmodhookd.act.sign import Signer
 from kmodhookd.act.stored import Built
 from kmodhookd.errors import Fault
-from kmodhookd.model import Kernel, Placement, Provenance
+from kmodhookd.model import HeadersState, Kernel, Placement, Provenance
 from kmodhookd.observe import elf, kernelfacts, misfits, modtree
 from kmodhookd.observe.enforcement import Machine
 from kmodhookd.plan import reuse
@@ -60,7 +60,7 @@ def take_over(
         if wrong:
             raise Unfit(f"{module.name}: {wrong}")
 
-    origin = provenance(placement, donor).origin
+    origin = provenance(placement, kernel, donor).origin
     note = f"Taken over for {kernel.release}: built for {origin}; {kernel.release} exports every symbol it imports, as it was."
     return carry(root, settings, kernel, recipe, record, signer, check=check, note=note, doing="taking it over")
 
@@ -84,11 +84,12 @@ def _check(root: Root, settings: Settings, kernel: Kernel, paths: Sequence[str])
             raise Unfit(f"{verdict.module}: {wrong}")
 
 
-def provenance(placement: Placement, donor: Placement | None) -> Provenance:
-    """What is on record of a build, or of one that was taken over from `donor`."""
+def provenance(placement: Placement, kernel: Kernel, donor: Placement | None) -> Provenance:
+    """What is on record of a build for a kernel, or of one that was taken over from `donor`."""
+    own_headers = kernel.headers.state is HeadersState.PRESENT
     if donor is None:
-        return Provenance(inputs=placement.inputs)
+        return Provenance(inputs=placement.inputs, own_headers=own_headers)
     before = donor.record.provenance if donor.record is not None else None
     origin = (before.origin if before is not None else "") or donor.kernel
     provisional = not reuse.is_identical(donor, placement)
-    return Provenance(inputs=placement.inputs, origin=origin, provisional=provisional)
+    return Provenance(inputs=placement.inputs, origin=origin, own_headers=own_headers, provisional=provisional)

@@ -25,12 +25,13 @@ from kmodhookd.model.disk import (
     Record,
     Source,
 )
-from kmodhookd.model.inputs import PARTS, HeaderInputs, Inputs, Provenance
+from kmodhookd.model.inputs import OF_HEADERS, PARTS, HeaderInputs, Inputs, Provenance
 from kmodhookd.model.plan import Action, ActionKind, BootVerdict, Cell, Fact, MissingHeaders, Plan, State, Target
 from kmodhookd.model.verdict import VMLINUX, Export, KernelFacts, ModuleFacts, Reason, Refusal, Verdict
 
 __all__ = [
     "NAME_PATTERN",
+    "OF_HEADERS",
     "PARTS",
     "SAFE_LENGTH",
     "VMLINUX",

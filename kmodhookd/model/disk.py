@@ -239,7 +239,7 @@ class Placement(OfCell):
     active: bool = False  # DKMS's kernel-K-A link leads to this version
     stored: tuple[Artifact, ...] = ()  # in the DKMS tree
     installed: tuple[Artifact, ...] = ()  # in the kernel's tree, at the places where we or DKMS would put them
-    in_tree: tuple[Artifact, ...] = ()  # the kernel's own modules of the same names
+    in_tree: tuple[Artifact, ...] = ()  # the kernel's own modules of the same names; none of any module of ours
     unlisted: tuple[str, ...] = ()  # of `installed`, what the kernel's module index does not name
     weak: tuple[Artifact, ...] = ()  # links of the distribution's weak-modules tools; dangling ones have a `problem`
     archived: bool = False  # originals of this module are kept in the DKMS tree, of whatever version

@@ -17,6 +17,7 @@ PARTS = {  # part of `Inputs` → what it is, in words
     "tool": "the compiler",
     "dependencies": "a module that it is built upon",
 }
+OF_HEADERS = frozenset({"symvers", "config", "version", "compiler", "tool"})
 
 
 class HeaderInputs(Noun):
@@ -39,7 +40,7 @@ class Inputs(Noun):
     source: str  # hash of every file's content and mode
     recipe: str  # JSON of the recipe, the kernel's name left out
     overrides: str = ""  # hash; "" = nothing is laid over
-    symvers: str
+    symvers: str  # "" = there are no headers now: none of their parts can be told
     config: str
     layout: str
     version: str = ""
@@ -53,4 +54,5 @@ class Provenance(Noun):
 
     inputs: Inputs | None = None  # None: made by a version of ours that did not record them
     origin: str = ""  # the kernel it was built for, when that is another one
+    own_headers: bool = False  # the headers were known to be this kernel's own
     provisional: bool = False  # of other inputs than this kernel's; every symbol that it imports has the same version

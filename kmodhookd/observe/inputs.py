@@ -65,22 +65,20 @@ def of_build(
 ) -> tuple[str, Inputs | None]:
     """Of a build of a recipe: the hash of everything for this kernel alone, and its parts.
 
-    "" and None while something of it cannot be read.
+    "" and None while something of it cannot be read; "" and what else can be told of its parts without headers.
     """
-    if recipe is None or not source.fingerprint or not kernel.headers.fingerprint:
+    if recipe is None or not source.fingerprint:
         return "", None
     inherited = dependencies.fingerprint(root, settings, recipe) if recipe.depends else ""
     laid_over = overlays.fingerprint(root, settings, recipe)
-    whole = _fingerprint(source, kernel, recipe, inherited, laid_over)
+    whole = _fingerprint(source, kernel, recipe, inherited, laid_over) if kernel.headers.fingerprint else ""
     return whole, _parts(tools, source, kernel, recipe, inherited, laid_over)
 
 
 def _parts(
     tools: compilers.Compilers, source: Source, kernel: Kernel, recipe: Recipe, inherited: str, laid_over: str
-) -> Inputs | None:
-    headers = kernel.headers.inputs
-    if headers is None:
-        return None
+) -> Inputs:
+    headers = kernel.headers.inputs or HeaderInputs(symvers="", config="", layout="")
     text = counted(recipe).model_dump_json(exclude={"notices", "kernel"}, exclude_defaults=True)
     name = tools.name(headers.compiler, headers.insisted, clang=headers.clang)
     return Inputs(
@@ -92,7 +90,7 @@ def _parts(
         layout=headers.layout,
         version=headers.version,
         compiler=headers.compiler,
-        tool=tools.identity(name),
+        tool=tools.identity(name) if kernel.headers.inputs is not None else "",
         dependencies=inherited,
     )
 

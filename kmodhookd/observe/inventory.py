@@ -105,7 +105,7 @@ def look(root: Root, settings: Settings) -> Inventory:
             placements += _placements(at, broken, usable)
     at.inspector.save()
     at.compilers.save()
-    placements = _with_owners(placements, owners)
+    placements = _with_owners(_without_ours(at, placements), owners)
     here = {kernel.release for kernel in kernels}
     known = {(source.module, source.version) for source in found}
     orphans = sorted(cell for cell in cells if cell[2] not in here or cell[:2] not in known)
@@ -287,7 +287,8 @@ def _classify(
                 groups["weak"].append(weak.model_copy(update={"link": found.link}))
             else:
                 # At our own place it may be what a DKMS that was killed put there.
-                groups["in_tree"].append(at.inspector.artifact(found.path, hashed=found.path in targets))
+                rival = at.inspector.artifact(found.path, hashed=found.path in targets)
+                groups["in_tree"].append(rival.model_copy(update={"link": found.link}))
     return groups
 
 
@@ -298,6 +299,20 @@ def _unlisted(at: _Look, kernel: Kernel, installed: list[Artifact]) -> tuple[str
     if kernel.release not in at.indexes:
         at.indexes[kernel.release] = index.content(at.root, kernel.release)
     return index.unnamed(at.indexes[kernel.release], kernel.tree, [artifact.path for artifact in installed])
+
+
+def _without_ours(at: _Look, placements: list[Placement]) -> list[Placement]:
+    """With `in_tree` as it is meant: what we or DKMS put there of whatever module is none of the kernel's own.
+
+    Nor is a link to it. Two sources may make modules of one name: neither stands back for the other's.
+    """
+    ours: dict[str, set[str]] = defaultdict(set)
+    for (_, release), paths in at.recorded.items():
+        ours[release] |= paths
+    for one in placements:
+        ours[one.kernel] |= {artifact.path for artifact in one.installed}
+    own = [tuple(a for a in one.in_tree if ours[one.kernel].isdisjoint((a.path, a.link))) for one in placements]
+    return [one.model_copy(update={"in_tree": files}) for one, files in zip(placements, own, strict=True)]
 
 
 def _with_owners(placements: list[Placement], owners: Owners) -> list[Placement]:

@@ -2,40 +2,24 @@
 """A module steps aside where an update of the kernel has removed the need for it, and comes back with the need (D3).
 
 Only what we put there by ourselves goes, and only for a file that is there in its stead, with a version that compares:
-never for the running kernel, never against a person's word, never for another module of ours.
+never for the running kernel, never against a person's word.
 """
-
-from collections.abc import Collection
 
 from kmodhookd.model import ActionKind, Kernel, Placement
 from kmodhookd.plan import cells, intree
 from kmodhookd.settings import Settings
 
 
-def of_ours(placements: Collection[Placement], kernel: str) -> frozenset[str]:
-    """Every file on a kernel that we or DKMS put there, of whatever module: no rival is the kernel's own among them."""
-    here = [one for one in placements if one.kernel == kernel]
-    recorded = {file.path for one in here if one.record is not None for file in one.record.files}
-    return frozenset(recorded | {artifact.path for one in here for artifact in one.installed})
-
-
-def step(
-    placement: Placement, kernel: Kernel, settings: Settings, ours: Collection[str]
-) -> tuple[ActionKind, str] | None:
-    """What to do about modules that are installed and not needed, or needed and left out; None when all is as it should be.
-
-    `ours`: files on this kernel that are no rivals.
-    """
+def step(placement: Placement, kernel: Kernel, settings: Settings) -> tuple[ActionKind, str] | None:
+    """What to do about modules that are installed and not needed, or needed and left out; None when all is as it should be."""
     record, recipe = placement.record, placement.recipe
     if record is None or not record.files or recipe is None or not (settings.automatic and recipe.autoinstall):
         return None
     if record.by_hand or not cells.is_current(placement) or not _is_whole(placement):
         return None
-    rivals = tuple(rival for rival in placement.in_tree if rival.path not in ours)
-    judged = placement.model_copy(update={"in_tree": rivals})
-    there = {intree.kernel_name_of(file.path) for file in record.files}
-    winners = intree.winners(judged, settings)
-    obsolete = set(winners) - intree.kept(judged, kernel.running)
+    there = intree.recorded(placement)
+    winners = intree.winners(placement, settings)
+    obsolete = set(winners) - intree.kept(placement, kernel.running)
     needed = intree.names(placement.stored) - obsolete
     if needed == there:
         return None

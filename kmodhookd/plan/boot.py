@@ -164,7 +164,8 @@ def _is_missed(at: _Look, cell: Cell) -> bool:
 
 def _prediction(at: _Look, kernel: Kernel, cell: Cell) -> tuple[str, str] | None:
     """What becomes of a module that is about to be built by itself, and what to do; None for one that is not."""
-    coming = cell.state in COMING and cell.wanted and kernel.headers.state is HeadersState.PRESENT
+    possible = kernel.headers.state is HeadersState.PRESENT or cell.state is State.BUILT
+    coming = cell.state in COMING and cell.wanted and possible
     placement = at.placements.get(cell.cell)
     if not coming or placement is None:
         return None
@@ -172,7 +173,7 @@ def _prediction(at: _Look, kernel: Kernel, cell: Cell) -> tuple[str, str] | None
     failed = [one for one in others if one.version == cell.version and _failed_for_good(one)]
     for other in failed:
         there = at.kernels[other.kernel]
-        if there.headers.fingerprint == kernel.headers.fingerprint and other.failure is not None:
+        if there.headers.fingerprint == kernel.headers.fingerprint != "" and other.failure is not None:
             log = f"kmodhookctl log {cell.module}/{cell.version} -k {other.kernel}"
             text = f"not built yet, and it will not build: the same failed for {other.kernel}: {other.failure.reason}"
             return text, other.failure.remedy or log

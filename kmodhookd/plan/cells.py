@@ -112,6 +112,11 @@ def is_compiled(placement: Placement) -> bool:
     return placement.built and whole and same and not placement.outdated
 
 
+def needs_no_headers(placement: Placement, kernel: Kernel) -> bool:
+    """Whether nothing has to be built although there are no headers: what was made with them only has to be put in."""
+    return kernel.headers.state is HeadersState.MISSING and is_fresh(placement)
+
+
 def is_linked(placement: Placement) -> bool:
     """Whether the distribution's weak-modules tools provide every module of it, built for another kernel (K2).
 
@@ -318,6 +323,8 @@ def _waiting_headers(placement: Placement, context: Context) -> Verdict:
     if not context.settings.automatic:
         return None  # nothing waits where nothing would follow
     if headers.state not in (HeadersState.MISSING, HeadersState.MISMATCHED):
+        return None
+    if needs_no_headers(placement, context.kernel):
         return None
     verdict = headers.detail or f"headers {headers.state}"
     return State.WAITING_HEADERS, Fact(fact="headers", verdict=verdict, remedy=headers.command)

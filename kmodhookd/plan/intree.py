@@ -43,13 +43,18 @@ def stands_back(placement: Placement, settings: Settings, *, running: bool = Fal
 
 
 def kept(placement: Placement, running: bool) -> set[str]:
-    """The modules that stay in although the kernel's own win.
+    """The modules that stay in although the kernel's own win, also when somebody has deleted their files.
 
     Those of the running kernel, those that a person put there in spite of it, and those that real DKMS put there.
     """
     record = placement.record
     stays = running or record is None or not record.files or record.over_in_tree
-    return names(placement.installed) if stays else set()
+    return names(placement.installed) | recorded(placement) if stays else set()
+
+
+def recorded(placement: Placement) -> set[str]:
+    """The modules that we installed, whatever has become of them."""
+    return {kernel_name_of(file.path) for file in placement.record.files} if placement.record is not None else set()
 
 
 def names(artifacts: Iterable[Artifact]) -> set[str]:

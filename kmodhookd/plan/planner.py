@@ -52,7 +52,6 @@ class _Picture:
     rivals: dict[tuple[str, str], list[Placement]] = field(default_factory=dict)  # module, kernel → every version
     there: Mapping[str, frozenset[str]] = field(default_factory=dict)  # kernel → modules on which others may build
     barred: dict[tuple[str, str], Decision] = field(default_factory=dict)  # module, kernel → whose word keeps it away
-    ours: dict[str, frozenset[str]] = field(default_factory=dict)  # kernel → files there that are no rivals of ours
 
 
 def make(
@@ -226,7 +225,7 @@ def _work(picture: _Picture, rebuild: Sequence[Target], now: float, *, held: boo
 
 
 def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Target], now: float, work: _Work) -> None:
-    step = _aside(picture, placement)
+    step = _aside(picture, placement, now)
     if step is not None:
         work.actions.append(act(step[0], placement, step[1]))
         return
@@ -251,15 +250,18 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
     work.actions += _produce(placement, picture.settings, reason, donor, running=running)
 
 
-def _aside(picture: _Picture, placement: Placement) -> tuple[ActionKind, str] | None:
+def _aside(picture: _Picture, placement: Placement, now: float) -> tuple[ActionKind, str] | None:
     """What the kernel's own modules make of one that is installed (plan/aside.py)."""
-    if not placement.in_tree and not placement.record:
-        return None
     if picture.chosen.get((placement.module, placement.kernel)) != placement.version:
         return None
-    if placement.kernel not in picture.ours:
-        picture.ours[placement.kernel] = aside.of_ours(picture.inventory.placements, placement.kernel)
-    return aside.step(placement, picture.kernels[placement.kernel], picture.settings, picture.ours[placement.kernel])
+    step = aside.step(placement, picture.kernels[placement.kernel], picture.settings)
+    return None if step is not None and step[0] is ActionKind.INSTALL and _rests(placement, now) else step
+
+
+def _rests(placement: Placement, now: float) -> bool:
+    """Whether the last attempt failed, nothing has changed since, and another is not due."""
+    failure = placement.failure
+    return failure is not None and cells.failure_stands(placement) and not 0 < failure.retry_at <= now
 
 
 def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool, str, str]:
@@ -278,28 +280,29 @@ def _wanted(
     state = picture.cells[placement.module, placement.version, placement.kernel].state
     if state is State.DAMAGED and placement.recipe is not None and cells.can_restore(placement):
         return True, RESTORE
-    if not _can_build(picture, placement):
+    kernel = picture.kernels[placement.kernel]
+    builds = kernel.headers.state is HeadersState.PRESENT
+    if not (_may_go_there(picture, placement) and (builds or cells.needs_no_headers(placement, kernel))):
         return False, ""
-    if any(_matches(target, placement) for target in rebuild):
+    if builds and any(_matches(target, placement) for target in rebuild):
         return True, ASKED
     if not (picture.settings.automatic and placement.recipe and placement.recipe.autoinstall):
         return False, ""
-    failure = placement.failure
-    if failure is not None and cells.failure_stands(placement):
-        due = 0 < failure.retry_at <= now
-        return due, f"attempt {failure.attempts + 1}" if due else ""
-    if state is State.REUSED and reusing.is_due(placement):
+    if _rests(placement, now):
+        return False, ""
+    if placement.failure is not None and cells.failure_stands(placement):
+        return True, f"attempt {placement.failure.attempts + 1}"
+    if builds and state is State.REUSED and reusing.is_due(placement):
         return True, RENEWAL
     return state in WANTED, str(state)
 
 
-def _can_build(picture: _Picture, placement: Placement) -> bool:
+def _may_go_there(picture: _Picture, placement: Placement) -> bool:
     source = picture.sources[placement.module, placement.version]
     if placement.recipe is None or (source.unpacked and not source.registered):
         return False
-    if dependencies.missing(placement, picture.there[placement.kernel]):
-        return False  # also what is there already: without them its renewal could only fail
-    return picture.kernels[placement.kernel].headers.state is HeadersState.PRESENT
+    # Also of what is there already: without them its renewal could only fail.
+    return not dependencies.missing(placement, picture.there[placement.kernel])
 
 
 def _matches(target: Target, placement: Placement) -> bool:

@@ -4,7 +4,7 @@
 import json
 from collections.abc import Iterator
 
-from kmodhookd.model import PARTS, Inputs, Placement, Provenance, Record
+from kmodhookd.model import OF_HEADERS, PARTS, Inputs, Placement, Provenance, Record
 
 UNKNOWN = "source, recipe, headers, compiler or a dependency have changed since it was built"
 REPLACED = "kernel replaced"  # in place of a fingerprint: what was built before its kernel was replaced
@@ -13,12 +13,17 @@ REPLACED = "kernel replaced"  # in place of a fingerprint: what was built before
 def is_same(placement: Placement, fingerprint: str, provenance: Provenance | None) -> bool:
     """Whether a build was made from the inputs as they are now.
 
-    By their parts; what was built by a version of ours that recorded but one hash of all, by that hash.
+    By their parts; what was built by a version of ours that recorded but one hash of all, by that hash. Where there are no
+    headers now, by all other parts if it was made with the kernel's own: that the kernel is another build since is on
+    record (`of_replaced`).
     """
     before = provenance.inputs if provenance is not None else None
-    if before is None or placement.inputs is None:
-        return fingerprint == placement.fingerprint
-    return not changed_parts(before, placement.inputs)
+    if provenance is None or before is None or placement.inputs is None:
+        return bool(fingerprint) and fingerprint == placement.fingerprint
+    changed = set(changed_parts(before, placement.inputs))
+    if placement.inputs.symvers:
+        return not changed
+    return provenance.own_headers and not provenance.provisional and changed <= OF_HEADERS
 
 
 def changed_parts(before: Inputs, now: Inputs) -> tuple[str, ...]:

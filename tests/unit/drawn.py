@@ -213,10 +213,14 @@ Change = Callable[[Inventory], Inventory]
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happens to the disk, with a name for what is printed when a property fails."""
+    """One thing that happens to the disk, with a name for what is printed when a property fails.
+
+    `verb`: a person's. What it comes to depends on what is there when it is said: in each telling of a story the same.
+    """
 
     name: str
     change: Change
+    verb: bool = False
 
     def __repr__(self) -> str:
         return self.name
@@ -228,8 +232,13 @@ def _kernel(world: Inventory, release: str, **update: object) -> Inventory:
 
 
 def arrives(release: str) -> Event:
+    """Unpacked, with no module of the names of ours; what we put there before is still there."""
+
     def change(world: Inventory) -> Inventory:
         others = tuple(one for one in world.kernels if one.release != release)
+        clean = {"in_tree": ()}
+        placements = [one.model_copy(update=clean) if one.kernel == release else one for one in world.placements]
+        world = world.model_copy(update={"placements": tuple(placements)})
         return refreshed(world.model_copy(update={"kernels": (*others, with_headers(release, HeadersState.MISSING))}))
 
     return Event(f"kernel {release} without headers", change)
@@ -256,10 +265,14 @@ def edited(module: str, text: str) -> Event:
 
 
 def comes(module: str, version: str) -> Event:
+    """Also one of which it is known that it was gone: nobody may have looked in between."""
+
     def change(world: Inventory) -> Inventory:
-        here = {(one.module, one.version) for one in world.sources}
-        new = () if (module, version) in here else (source(module, version, registered=False),)
-        return refreshed(world.model_copy(update={"sources": (*world.sources, *new)}))
+        there = [one for one in world.sources if (one.module, one.version) == (module, version)]
+        others = [one for one in world.sources if one not in there]
+        registered = any(one.registered for one in there)
+        new = [one for one in there if not one.gone] or [source(module, version, registered=registered)]
+        return refreshed(world.model_copy(update={"sources": (*others, *new)}))
 
     return Event(f"{module}/{version} unpacked", change)
 
@@ -302,7 +315,7 @@ def unlisted(release: str) -> Event:
 
 
 def uninstalled(module: str, version: str, release: str) -> Event:
-    """A person's word: the verb does it at once, and it is remembered."""
+    """A person's word: the verb does it at once, and it is remembered. It knows of no version that is not there."""
 
     def out(one: Placement) -> Placement:
         record = one.record
@@ -312,11 +325,13 @@ def uninstalled(module: str, version: str, release: str) -> Event:
         return one.model_copy(update={"installed": (), "active": False, "record": record})
 
     def change(world: Inventory) -> Inventory:
+        if (module, version) not in {(one.module, one.version) for one in world.sources}:
+            return world
         word = Decision(kind=DecisionKind.UNINSTALLED, module=module, version=version, kernel=release)
         world = _placements(world, module, release, out)
         return world.model_copy(update={"decisions": (*world.decisions, word)})
 
-    return Event(f"{module}/{version} uninstalled from {release}", change)
+    return Event(f"{module}/{version} uninstalled from {release}", change, verb=True)
 
 
 @st.composite

@@ -12,11 +12,13 @@ import modules
 import trees
 from worlds import kernel
 
+from kmodhookd.act.reuse import provenance
 from kmodhookd.errors import Fault
-from kmodhookd.model import HeadersState, Inputs, Placement, Provenance, Record
+from kmodhookd.model import OF_HEADERS, HeadersState, Inputs, Placement, Provenance, Record
 from kmodhookd.observe import compilers, families, inputs, misfits
 from kmodhookd.observe.elf import read_module
 from kmodhookd.observe.inventory import look
+from kmodhookd.plan import staleness
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 from kmodhookd.store import load, save
@@ -95,6 +97,25 @@ def test_each_change_is_seen_in_its_part(root: Root, inside: str, text: str, par
     changed = {name for name in type(now).model_fields if getattr(before, name) != getattr(now, name)}
     assert part in changed
     assert changed <= {part, "layout", "source" if "dkms.conf" in inside else part}
+
+
+def test_without_headers_the_rest_can_still_be_told(root: Root) -> None:
+    """What a module that stepped aside comes back by when its kernel's headers are gone."""
+    with_headers = placements(root)[NEW]
+    root.path(f"/usr/lib/modules/{NEW}/build").unlink()
+    without = placements(root)[NEW]
+    assert with_headers.inputs is not None and without.inputs is not None and not without.fingerprint
+    assert set(staleness.changed_parts(with_headers.inputs, without.inputs)) | {"tool"} == OF_HEADERS
+    made = Provenance(inputs=with_headers.inputs, own_headers=True)
+    assert staleness.is_same(without, with_headers.fingerprint, made)
+    root.path("/usr/src/v4l-1.0/v4l.c").write_text("int y;")
+    assert not staleness.is_same(placements(root)[NEW], with_headers.fingerprint, made)
+
+
+@pytest.mark.parametrize("state", HeadersState)
+def test_with_whose_headers_it_was_made_is_on_record(root: Root, state: HeadersState) -> None:
+    made = provenance(placements(root)[NEW], kernel(NEW, state), None)
+    assert made.own_headers is (state is HeadersState.PRESENT)
 
 
 def test_files_that_make_it_stale_are_named(root: Root) -> None:

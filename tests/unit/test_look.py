@@ -119,6 +119,24 @@ def test_what_lies_at_our_place_is_ours_only_when_something_says_so(tmp_path: Pa
     assert not placement(root).in_tree, "of another version of ours: no rival of this one"
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["of ours", "of real DKMS"])
+def test_what_another_source_has_there_is_none_of_the_kernels_own(tmp_path: Path, ko: bytes, recorded: bool) -> None:
+    """Nor is a link to it; a file of nobody's is."""
+    fork = source("fork", "1.0", "BUILT_MODULE_NAME[0]=foo")
+    theirs, stray = f"{TREE}/updates/dkms/foo.ko", f"{TREE}/misc/foo.ko"
+    files: dict[str, trees.Content] = {theirs: ko, stray: ko, f"{TREE}/kernel/foo.ko": trees.Link(theirs)}
+    stored = f"/var/lib/dkms/fork/1.0/{K}/x86_64/module/foo.ko"
+    link = {} if recorded else {f"/var/lib/dkms/fork/kernel-{K}-x86_64": trees.Link(f"1.0/{K}/x86_64")}
+    root = system(tmp_path, fork, files, {stored: ko}, link)
+    if recorded:
+        names = {"module": "fork", "version": "1.0", "kernel": K, "arch": "x86_64", "fingerprint": ""}
+        record = Record.model_validate({**names, "files": [{"path": theirs, "sha256": "x"}]})
+        decisions.save_record(root, record)
+    assert [file.path for file in placement(root, "fork").installed] == [theirs]
+    for name in ("foo", "fork"):
+        assert [file.path for file in placement(root, name).in_tree] == [stray]
+
+
 def test_archived_originals_are_seen(tmp_path: Path) -> None:
     root = system(tmp_path, {f"/var/lib/dkms/foo/original_module/{K}/x86_64/foo.ko": "x"})
     assert placement(root).archived

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worlds import NOW, carry_out, installed, inventory, kernel, own, placement, source
 
 from kmodhookd.model import Artifact, HeadersState, Inventory, Kernel, Placement, Plan, Recipe, State
-from kmodhookd.plan import planner
-from kmodhookd.settings import Policy, Settings
+from kmodhookd.plan import intree, planner
+from kmodhookd.settings import Invocation, Policy, Settings
 
 K1, RUNNING = kernel("6.1.0-1-amd64"), kernel("6.1.0-1-amd64", running=True)
 V4L = source("v4l")
@@ -100,17 +100,35 @@ def test_policy_may_say_for_each_module_that_the_kernels_own_never_wins() -> Non
     assert done(plan(seen, other)) == ["uninstall"]
 
 
-def test_another_module_of_ours_is_not_the_kernels_own() -> None:
-    """Two packages with one module: neither steps aside for the other, or both would be gone."""
-    fork = source("fork")
-    mine = there(K1, "1.0", own(K1, "v4l", "1.0", place="extra"))
-    other = installed(placement(fork, K1), stored=(stored("v4l", "1.0"),), in_tree=(mine.installed[0],))
-    elsewhere = other.installed[0].model_copy(update={"path": f"{K1.tree}/extra/v4l.ko", "module": "v4l"})
-    assert other.record is not None
-    files = tuple(one.model_copy(update={"path": elsewhere.path}) for one in other.record.files)
-    record = other.record.model_copy(update={"files": files})
-    other = other.model_copy(update={"installed": (elsewhere,), "record": record})
-    assert done(plan(inventory([mine, other], [K1], [V4L, fork]))) == []
+def lost(cell: Placement) -> Placement:
+    """Somebody has deleted its file."""
+    return cell.model_copy(update={"installed": ()})
+
+
+def test_a_deleted_file_takes_back_nobodys_word_and_nothing_from_the_running_kernel() -> None:
+    """It is put back: that the file is not there does not say that it is not wanted."""
+    newer = own(K1, "v4l", "2.0")
+    for cell, on in (
+        (there(K1, "1.0", newer, over_in_tree=True), K1),
+        (there(K1, "1.0", newer, by_hand=True), K1),
+        (there(RUNNING, "1.0", newer), RUNNING),
+    ):
+        seen = world(lost(cell), on)
+        made = plan(seen)
+        assert done(made) == ["install"]
+        assert done(plan(carry_out(seen, made.actions))) == []
+    assert done(plan(world(lost(there(K1, "1.0", newer))))) == ["uninstall"], "else it is not needed"
+
+
+def test_force_in_one_call_leaves_nothing_out() -> None:
+    """What a person says in a call holds for what that call puts in, and is remembered (`Record.over_in_tree`)."""
+    cell = two(K1, own(K1, "cam", "1.1"))
+    assert intree.stands_back(cell, Settings()) == {"cam"}
+    for said in (Invocation(force=True), Invocation(over_in_tree=True)):
+        assert intree.stands_back(cell, Settings(invocation=said)) == frozenset()
+    assert cell.record is not None
+    kept = cell.model_copy(update={"record": cell.record.model_copy(update={"over_in_tree": True})})
+    assert done(plan(world(kept))) == [] and intree.stands_back(kept, Settings()) == frozenset()
 
 
 # --- of several modules some ------------------------------------------------------------------------------------------
