@@ -33,6 +33,7 @@ ORIGINS = ("k0", "k1", "k2", "rt2", "cloud2")
 MESSAGES: Sequence[tuple[str, frozenset[Refusal]]] = tuple(
     (pattern, frozenset(kinds))
     for pattern, kinds in (
+        (r"(this_module) section size must match", [Refusal.VERMAGIC, Refusal.SYMBOL_VERSION]),
         (r"version magic '.*' should be '.*'", [Refusal.VERMAGIC]),
         (r"exports duplicate symbol (\w+)", [Refusal.SHADOWED]),
         (r"disagrees about version of symbol (\w+)", [Refusal.SYMBOL_VERSION]),
@@ -45,6 +46,8 @@ MESSAGES: Sequence[tuple[str, frozenset[Refusal]]] = tuple(
         (r"Invalid ELF", [Refusal.UNREADABLE]),
     )
 )
+# What stands for the loader's own structures: it looks at their version before all else, and since 6.5 at their size first.
+LAYOUT = (frozenset({"module_layout"}), frozenset({"this_module"}))
 # What insmod says where the kernel says nothing.
 ERRORS: Mapping[str, Refusal] = {
     "Key was rejected by service": Refusal.SIGNATURE,

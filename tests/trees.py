@@ -47,6 +47,16 @@ def kernel(release: str, *, image: bool = True, modules: str = "/usr/lib/modules
     return {**entries, f"/boot/vmlinuz-{release}": "image"} if image else entries
 
 
+def image(version: str) -> bytes:
+    """The beginning of a bzImage with this version text."""
+    start = bytearray(0x4000)
+    start[0x202:0x206] = b"HdrS"
+    start[0x20E:0x210] = (0x3000 - 0x200).to_bytes(2, "little")
+    text = version.encode() + b"\0"
+    start[0x3000 : 0x3000 + len(text)] = text
+    return bytes(start)
+
+
 def headers(release: str, *, directory: str = "", modules: str = "/usr/lib/modules") -> dict[str, Content]:
     """A whole header tree for a release, of which `build` is a link to it."""
     place = directory or f"/usr/src/linux-headers-{release}"

@@ -71,10 +71,12 @@ class KernelFacts(Noun):
     barred: Mapping[str, str] = {}  # module that does not load at all → where that is said
     signatures: str = ""  # what asks for a signature, as a sentence; "" = nothing that is known
     trusted: frozenset[str] | None = None  # the keys (`ModuleFacts.key`) it trusts; None = cannot be told
+    perhaps_trusted: frozenset[str] = frozenset()  # keys, or names of their certificates, of which that cannot be told
     enrolment: str = ""  # how a key gets to be trusted
     strict_namespaces: bool = True  # without CONFIG_MODULE_ALLOW_MISSING_NAMESPACE_IMPORTS
     strict_btf: bool = False  # CONFIG_DEBUG_INFO_BTF_MODULES without CONFIG_MODULE_ALLOW_BTF_MISMATCH
-    strict_versions: bool = False  # a module with versions must have one for each symbol that it takes (Debian's)
+    # A module with versions must have one for each symbol that it takes (Debian's); None = cannot be told
+    strict_versions: bool | None = False
     forced_load: bool = False  # CONFIG_MODULE_FORCE_LOAD: a module without versions is taken
 
     @property

@@ -30,6 +30,8 @@ SPREAD: Mapping[str, tuple[int, tuple[str, ...]]] = {
 }
 UTS_VERSION = re.compile(r'#define\s+UTS_VERSION\s+"([^"]*)"')
 UTS_FILES = ("include/generated/utsversion.h", "include/generated/compile.h")  # since 6.1, before
+# A version of Debian's own: "#1 SMP … Debian 6.1.192-2 (2026-11-16)"; that of Raspberry Pi OS is "1:6.6.20-1+rpt1".
+DEBIAN_BUILD = re.compile(r" Debian \d[\d.]*(~rc\d+)?-[\d.]+([~+](deb|bpo|exp)\S*)? \(")
 FLAGS = {"SMP": "CONFIG_SMP", "mod_unload": "CONFIG_MODULE_UNLOAD", "modversions": "CONFIG_MODVERSIONS"}
 PREEMPT = {"preempt": ("CONFIG_PREEMPT_BUILD", "CONFIG_PREEMPT"), "preempt_rt": ("CONFIG_PREEMPT_RT",)}
 BOOT_SECTORS = 1 << 16  # bytes of an x86 image that hold its header and the strings beside it
@@ -79,6 +81,15 @@ def difference(root: Root, modules: Iterable[str], image: str, headers: Build) -
     if "CONFIG_MODVERSIONS" in headers.config:
         return _other_symbols(own, headers.symvers)
     return _other_image(root, image, headers.uts_version)
+
+
+def is_debians(root: Root, headers: str, image: str) -> bool:
+    """Whether a kernel says that it was made of Debian's own source package: in its headers' directory, or its image.
+
+    Both are paths inside the root, "" = there is none. Images of other machines than x86 say nothing.
+    """
+    said = uts_version(boot.text(root, f"{headers}/{name}") for name in UTS_FILES) if headers else ""
+    return bool(DEBIAN_BUILD.search(said or image_version(root, image)))
 
 
 def uts_version(texts: Iterable[str]) -> str:
@@ -143,15 +154,17 @@ def _other_symbols(own: Sequence[ModuleFacts], path: Path) -> str:
 
 
 def _other_image(root: Root, image: str, uts: str) -> str:
-    path = boot.reachable(root, image) if image and uts else None
-    version = _image_version(path) if path else ""
+    version = image_version(root, image) if uts else ""
     if not version or version.endswith(uts):
         return ""
     return f"the headers are of the build '{uts}', the kernel is '{version}'"
 
 
-def _image_version(path: Path) -> str:
+def image_version(root: Root, image: str) -> str:
     """The version text of an x86 image (Documentation/arch/x86/boot.rst, `kernel_version`); "" when it has none."""
+    path = boot.reachable(root, image) if image else None
+    if path is None:
+        return ""
     try:
         with elf.open_regular(path) as file:
             start = file.read(BOOT_SECTORS)

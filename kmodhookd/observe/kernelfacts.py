@@ -14,7 +14,19 @@ from collections.abc import Collection, Iterable, Mapping
 from kmodhookd import store
 from kmodhookd.errors import Fault
 from kmodhookd.model import Export, HeadersState, Kernel, KernelFacts, ModuleFacts, Remembered
-from kmodhookd.observe import boot, depmodorder, elf, enforcement, families, headers, keys, modprobed, modtree, symvers
+from kmodhookd.observe import (
+    belonging,
+    boot,
+    depmodorder,
+    elf,
+    enforcement,
+    families,
+    headers,
+    keys,
+    modprobed,
+    modtree,
+    symvers,
+)
 from kmodhookd.observe.enforcement import Machine
 from kmodhookd.observe.modtree import Found, Survey
 from kmodhookd.root import Root
@@ -61,13 +73,13 @@ def kernel_facts(
         blacklisted=barred.by_itself,
         barred=barred.at_all,
         signatures=signatures,
-        trusted=None if machine.enrolled is None else machine.enrolled | ({own.key} if own.key else set()),
+        trusted=enforcement.trusted(config, machine, own.key),
+        perhaps_trusted=machine.present,
         enrolment=enforcement.enrolment(machine, _certificate(root, settings, kernel, config)) if signatures else "",
         # Where there is no configuration to look at, what it might forbid is not held against a module.
         strict_namespaces=bool(config) and config.get("CONFIG_MODULE_ALLOW_MISSING_NAMESPACE_IMPORTS") != "y",
         strict_btf="CONFIG_DEBUG_INFO_BTF_MODULES" in config and "CONFIG_MODULE_ALLOW_BTF_MISMATCH" not in config,
-        # A patch of Debian's kernels (module-disable-matching-missing-crc): elsewhere it is let in, with a warning.
-        strict_versions=bool(families.DEBIAN_RELEASE.fullmatch(kernel.release)),
+        strict_versions=_strict_versions(root, kernel),
         forced_load=not config or config.get("CONFIG_MODULE_FORCE_LOAD") == "y",
     )
 
@@ -153,6 +165,17 @@ def gather(module: ModuleFacts, exports: dict[str, Export]) -> None:
         known = exports.get(symbol, Export())
         if known == Export():  # not known, or only by name
             exports[symbol] = Export(module.imports.get(symbol))
+
+
+def _strict_versions(root: Root, kernel: Kernel) -> bool | None:
+    """A patch of Debian's kernels (module-disable-matching-missing-crc): elsewhere it is let in, with a warning.
+
+    Whether others that come as Debian packages have it depends on whose source they were made from.
+    """
+    directory = kernel.headers.directory if kernel.headers.state is HeadersState.PRESENT else ""
+    if belonging.is_debians(root, directory, kernel.image):
+        return True
+    return None if families.detect(root).package_manager == "dpkg" else False
 
 
 # --- its tree ---------------------------------------------------------------------------------------------------------

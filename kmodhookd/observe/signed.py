@@ -71,7 +71,7 @@ def key(pkcs7: bytes) -> str:
         if tag == SEQUENCE:
             (_, issuer, _), (_, serial, _), *_ = _elements(value)
             return _name(issuer, serial)
-        return _name(value) if tag & 0xDF == 0x80 else ""
+        return of_identifier(value) if tag & 0xDF == 0x80 else ""
     except (ValueError, IndexError):
         return ""
 
@@ -86,8 +86,13 @@ def keys(der: bytes) -> frozenset[str]:
         return frozenset()
     found = {_name(issuer, serial)}
     with contextlib.suppress(ValueError, IndexError):
-        found.add(_name(_into(der.partition(SUBJECT_KEY)[2], OCTETS, OCTETS)))
+        found.add(of_identifier(_into(der.partition(SUBJECT_KEY)[2], OCTETS, OCTETS)))
     return frozenset(found)
+
+
+def of_identifier(identifier: bytes) -> str:
+    """The name of a certificate by the identifier of its key."""
+    return _name(identifier)
 
 
 def _name(*parts: bytes) -> str:

@@ -116,15 +116,15 @@ def _shadowed(module: ModuleFacts, kernel: KernelFacts) -> str:
 
 def _signature(module: ModuleFacts, kernel: KernelFacts, doubts: list[str]) -> Iterator[Reason]:
     """`module_sig_check`: a module without a signature of a trusted key is let in where nothing asks for one."""
-    if not kernel.signatures:
+    if not kernel.signatures or module.key in (kernel.trusted or ()):
         return
     if not module.signed:
         sentence = f"it is not signed, and {kernel.signatures}"
         remedy = "let it be signed (mok_signing_key of /etc/dkms/framework.conf) with a key that is enrolled"
         yield Reason(kind=Refusal.SIGNATURE, sentence=sentence, remedy=remedy)
-    elif kernel.trusted is None or not module.key:
+    elif kernel.trusted is None or not module.key or kernel.perhaps_trusted & {module.key, module.signer}:
         doubts.append(f"whether the kernel trusts the key of {module.signer or 'its signature'} cannot be told")
-    elif module.key not in kernel.trusted:
+    else:
         signer = f"'{module.signer}'" if module.signer else "a certificate without a name"
         sentence = f"it is signed by {signer}, which is not enrolled, and {kernel.signatures}"
         yield Reason(kind=Refusal.SIGNATURE, sentence=sentence, remedy=kernel.enrolment, about=(module.signer,))
@@ -193,7 +193,7 @@ class _Symbols:
         self.tainting: set[str] = set()  # proprietary modules that it takes symbols of
         self.gpl_only = False
         self.is_gpl = _is_gpl(module)
-        asked = self.kernel.modversions and (LAYOUT in module.imports or self.kernel.strict_versions)
+        asked = self.kernel.modversions and (LAYOUT in module.imports or self.kernel.strict_versions is not False)
         layout = {LAYOUT} if asked else set()
         for symbol in sorted(module.undefined | module.weak | layout, key=lambda name: (name != LAYOUT, name)):
             self._look_up(symbol)
@@ -242,7 +242,7 @@ class _Symbols:
             if found.module == VMLINUX and expected is not None:
                 self.unversioned.append(symbol)
         elif expected is None:
-            if self.kernel.strict_versions:  # other kernels let it in, with a warning
+            if self.kernel.strict_versions is not False:  # other kernels let it in, with a warning
                 self.built_without.append(symbol)
         elif expected != found.crc:
             self.bad.setdefault(Refusal.SYMBOL_VERSION, []).append(symbol)
@@ -253,7 +253,11 @@ class _Symbols:
         for kind, symbols in self.bad.items():
             sentence, remedy = self._words(kind, _some(symbols))
             yield Reason(kind=kind, sentence=sentence, remedy=remedy, about=tuple(symbols))
-        if self.built_without:
+        if self.built_without and self.kernel.strict_versions is None:
+            doubts.append(
+                f"whether {self.kernel.release} asks for a version of {_some(self.built_without)} cannot be told"
+            )
+        elif self.built_without:
             sentence = f"it has no version of {_some(self.built_without)}, and {self.kernel.release} asks for one"
             remedy = "build it with the Module.symvers of the module that exports it (KBUILD_EXTRA_SYMBOLS)"
             about = tuple(self.built_without)

@@ -123,16 +123,6 @@ def test_flags_of_vermagic(tmp_path: Path, own: dict[str, bytes], config: str, s
 BARE = CONFIG.replace("CONFIG_MODVERSIONS=y\n", "")
 
 
-def image(version: str) -> bytes:
-    """The beginning of a bzImage."""
-    start = bytearray(0x4000)
-    start[0x202:0x206] = b"HdrS"
-    start[0x20E:0x210] = (0x3000 - 0x200).to_bytes(2, "little")
-    text = version.encode() + b"\0"
-    start[0x3000 : 0x3000 + len(text)] = text
-    return bytes(start)
-
-
 @pytest.mark.parametrize(
     ("built", "differs"),
     [
@@ -146,7 +136,7 @@ def test_the_image_tells_of_which_build_it_is(
     tmp_path: Path, own: dict[str, bytes], built: str, differs: bool, file: str
 ) -> None:
     uts = {f"{PLACE}/{file}": f'#define UTS_VERSION "{UTS}"\n'}
-    boot = {f"/boot/vmlinuz-{K}": image(built)}
+    boot = {f"/boot/vmlinuz-{K}": trees.image(built)}
     root = kernel(tmp_path, uts, boot, at("fs/plain.ko", own["plain"]), config=BARE, crcs=dict.fromkeys(CRCS, 0))
     found = look(root)
     assert (found.state is HeadersState.MISMATCHED) is differs
@@ -159,7 +149,7 @@ def test_the_image_tells_of_which_build_it_is(
 def test_with_symbol_versions_a_build_of_another_day_is_the_same(tmp_path: Path, own: dict[str, bytes]) -> None:
     """A package that is built again from the same source: its modules fit."""
     uts = {f"{PLACE}/{belonging.UTS_FILES[0]}": f'#define UTS_VERSION "{UTS}"\n'}
-    other = {f"/boot/vmlinuz-{K}": image(f"{K} (somebody) #2 SMP Debian")}
+    other = {f"/boot/vmlinuz-{K}": trees.image(f"{K} (somebody) #2 SMP Debian")}
     assert look(kernel(tmp_path, uts, other, at("fs/own.ko", own["own"]))).state is HeadersState.PRESENT
 
 

@@ -137,6 +137,32 @@ def test_strict_kernels(tmp_path: Path) -> None:
     assert not facts.strict_btf and not facts.strict_namespaces
 
 
+@pytest.mark.parametrize(
+    ("said", "strict"),
+    [
+        ("#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16)", True),
+        ("#1 SMP PREEMPT_DYNAMIC Debian 6.12.117-1~deb12u1 (2026-11-01)", True),
+        ("#1 SMP PREEMPT_DYNAMIC Debian 6.7~rc4-1~exp1 (2023-12-05)", True),
+        ("#1 SMP PREEMPT Debian 1:6.6.20-1+rpt1 (2024-03-07)", None),
+        ("#1 SMP PREEMPT_DYNAMIC Debian 6.6.20-1+rpt1 (2024-03-07)", None),
+        ("#1 ZEN SMP PREEMPT_DYNAMIC liquorix 6.8-9.1~trixie (2024-05-02)", None),
+        ("#1 SMP PREEMPT_DYNAMIC Kali 6.8.11-1kali2 (2024-05-30)", None),
+        ("", None),
+    ],
+)
+def test_what_debian_patched(tmp_path: Path, said: str, strict: bool | None) -> None:
+    """All of them may have a release as Debian gives them."""
+    uts = f"{HEADERS.directory}/include/generated/utsversion.h"
+    headers = {**trees.headers(K), uts: f'#define UTS_VERSION "{said}"\n'}
+    assert look(tmp_path / "h", {**trees.DEBIAN, **trees.kernel(K), **headers}).strict_versions is strict
+    image = trees.image(f"{K} (somebody@somewhere) {said}")
+    alone = MISSING.model_copy(update={"image": f"/boot/vmlinuz-{K}"})
+    entries = {**trees.DEBIAN, **trees.kernel(K), f"/boot/vmlinuz-{K}": image}
+    assert look(tmp_path / "i", entries, alone).strict_versions is strict
+    elsewhere = {**trees.ARCH, **trees.kernel(K), **headers}
+    assert look(tmp_path / "a", elsewhere).strict_versions is bool(strict), "others do not have the patch"
+
+
 # --- what is barred ---------------------------------------------------------------------------------------------------
 
 
@@ -201,13 +227,14 @@ def test_the_running_kernel_speaks_for_itself_alone() -> None:
         assert not enforcement.signatures(CONFIG, here, running=False)
 
 
-def machine_of(tmp_path: Path, variables: Mapping[str, bytes]) -> Machine:
-    """A machine with these EFI variables, seen as its own root would."""
+def machine_of(tmp_path: Path, variables: Mapping[str, bytes], keys: str = "") -> Machine:
+    """A machine with these EFI variables, and that in /proc/keys, seen as its own root would."""
     proc, sys = tmp_path / "proc", tmp_path / "sys"
     (proc / "1").mkdir(parents=True)
     os.symlink("/", proc / "1/root")
     (proc / "1/environ").write_bytes(b"")
     (proc / "cmdline").write_text("root=/dev/sda1 module.sig_enforce=1\n")
+    (proc / "keys").write_text(keys)
     sys.mkdir(exist_ok=True)
     trees.make(sys, {f"/firmware/efi/efivars/{name}": b"\7\0\0\0" + value for name, value in variables.items()})
     trees.make(sys, {"/kernel/security/lockdown": "none [integrity] confidentiality\n"})
@@ -237,9 +264,74 @@ def test_the_keys_that_are_enrolled(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ignored = machine_of(tmp_path / "i", {**secure, f"MokSBStateRT-{enforcement.SHIM}": b"\1"})
     assert ignored.enrolled == frozenset() and not ignored.secure_boot
     hidden = machine_of(tmp_path / "h", {})
-    assert hidden.enrolled == frozenset() and not hidden.efi
+    assert hidden.enrolled is None and not hidden.efi
     (tmp_path / "n/sys/firmware/efi/efivars").mkdir(parents=True)
     assert machine_of(tmp_path / "n", {}).enrolled is None, "they are not to be seen"
+
+
+def pair(directory: Path, name: str) -> tuple[str, str, bytes]:
+    """A certificate of that name: what the kernel calls its key, the key as it stands in /proc/keys, and its DER."""
+    module = modules.build(directory / f"{name}.ko")
+    key = elf.read_module(modules.sign(module, name)).key
+    pem = (directory / f"{name}.ko.crt").read_text()
+    shown = subprocess.run(
+        ["openssl", "x509", "-noout", "-ext", "subjectKeyIdentifier"],
+        input=pem, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    identifier = shown.split()[-1].replace(":", "").lower()
+    line = f"0c7c8e4d I------     1 perm 1f030000     0     0 asymmetri {name}: {identifier}: X509.rsa {identifier[-8:]} []\n"
+    return key, line, ssl.PEM_cert_to_DER_cert(pem)
+
+
+def test_a_long_list_of_keys_is_whole_in_the_table_and_in_parts_in_the_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enforcement, "running_release", lambda root, proc: K)
+    made = {name: pair(tmp_path, name) for name in ("first", "second", "eleventh", "tabled", "firmware", "else")}
+    lists = {
+        f"{variable}-{vendor}": signature_list(made[name][2])
+        for variable, vendor, name in (
+            ("MokListRT", enforcement.SHIM, "first"),
+            ("MokListRT1", enforcement.SHIM, "second"),
+            ("MokListRT10", enforcement.SHIM, "eleventh"),
+            ("MokListRT", enforcement.GLOBAL, "else"),
+            ("db", enforcement.SECURITY, "firmware"),
+        )
+    }
+    table = tmp_path / "m/sys/firmware/efi/mok-variables"
+    table.mkdir(parents=True)
+    (table / "MokListRT").write_bytes(signature_list(made["tabled"][2]))
+    machine = machine_of(tmp_path / "m", lists)
+    assert machine.enrolled is not None and machine.enrolled.isdisjoint({made["firmware"][0], made["else"][0]})
+    assert {made[name][0] for name in ("first", "second", "eleventh", "tabled")} <= machine.enrolled
+    assert made["firmware"][0] in machine.firmware
+    ignored = machine_of(tmp_path / "i", {**lists, f"MokIgnoreDB-{enforcement.SHIM}": b"\1"})
+    assert not ignored.firmware
+
+
+def test_which_kernels_trust_the_keys_of_the_firmware() -> None:
+    here = Machine(enrolled=frozenset({"mine"}), firmware=frozenset({"its"}))
+    patched = {**CONFIG, "CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT": "y"}
+    assert enforcement.trusted(patched, here, "own") == frozenset({"mine", "its", "own"})
+    assert enforcement.trusted(CONFIG, here, "") == frozenset({"mine"})
+    assert enforcement.trusted({}, here, "") == frozenset({"mine", "its"}), "nothing is known of its configuration"
+    assert enforcement.trusted(patched, Machine(firmware=frozenset({"its"})), "own") is None
+
+
+def test_keys_that_are_built_into_the_running_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enforcement, "running_release", lambda root, proc: K)
+    _, mine, der = pair(tmp_path, "mine")
+    ring = "1809e072 I------     1 perm 1f0b0000     0     0 keyring   .builtin_trusted_keys: 1\n"
+    ca = "11c6b6e4 I------     1 perm 1f030000     0     0 asymmetri Some Vendor: Its CA: 6ccece7e4c: X509.rsa 4c []\n"
+    enrolled = {f"MokListRT-{enforcement.SHIM}": signature_list(der)}
+    machine = machine_of(tmp_path / "m", enrolled, ring + ca + mine)
+    assert "Its CA" in machine.present and len(machine.present) == 2, "of what is enrolled it is known that it is there"
+    assert "mine" in machine_of(tmp_path / "b", {"Boot0000-1": b""}, mine).present
+    bios = machine_of(tmp_path / "h", {}, ring + ca)
+    assert bios.enrolled == frozenset() and "Its CA" in bios.present, "what the kernel has is to be seen"
+    assert machine_of(tmp_path / "n", {}, ring).enrolled is None
+    facts = look(tmp_path / "k", trees.kernel(K), machine=bios)
+    assert facts.perhaps_trusted == bios.present
 
 
 def test_of_another_root_no_machine_is_known(tmp_path: Path) -> None:

@@ -163,6 +163,11 @@ def test_debian_refuses_a_module_that_lacks_the_version_of_a_symbol() -> None:
     assert kinds(made) == [Refusal.SYMBOL_VERSION] and made.reasons[0].about == ("printk",)
     assert judge(module("one", "printk", imports={}), strict).reasons[0].about == ("module_layout", "printk")
     assert judge(module("one", "printk"), strict).loads
+    unknown = kernel(strict_versions=None)
+    unsure = judge(module("one", "printk", imports={"module_layout": 1}), unknown)
+    assert unsure.loads is None and "asks for a version of printk" in unsure.doubts[0]
+    assert judge(module("one", "printk"), unknown).loads
+    assert judge(module("one", "printk", imports={"module_layout": 1, "printk": 99}), unknown).loads is False
     forced = kernel(strict_versions=True, forced_load=True)
     assert judge(module("one", "printk", versioned=False, imports={}), forced).loads
 
@@ -293,6 +298,11 @@ def test_signatures() -> None:
     assert judge(module(signed=True, key=""), strict).loads is None
     assert judge(module(signed=True, key="ours"), kernel(**{**SIGNED, "trusted": None})).loads is None
     assert judge(module(signed=True, key="theirs"), KERNEL).loads, "nothing asks for it"
+    for key, signer in (("built in", ""), ("theirs", "Built-in CA")):
+        present = kernel(**{**SIGNED, "perhaps_trusted": frozenset({"built in", "Built-in CA"})})
+        assert judge(module(signed=True, key=key, signer=signer), present).loads is None
+        assert judge(module(signed=True, key="ours", signer=signer), present).loads
+        assert judge(module(signed=True, key="theirs", signer="other"), present).loads is False
 
 
 def test_type_information_of_another_kernel() -> None:
