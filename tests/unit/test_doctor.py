@@ -232,6 +232,8 @@ def test_what_no_package_database_knows_is_not_called_changed(debian: Root) -> N
     (debian.prefix / "var/lib/dpkg/info/kmodhookd.md5sums").unlink()
     hook = debian.prefix / "usr/lib/kmodhookd/hooks/common.sh"
     hook.write_text("other")
+    another = {"/var/lib/dpkg/info/kmodhookd-dkms.md5sums": f"{'0' * 32}  usr/lib/kmodhookd/hooks/common.sh\n"}
+    trees.make(debian.prefix, another)
     assert bad(hooks.in_place, debian) == []
     assert packaged.digests(debian, families.detect(debian), "kmodhook") == {}
 

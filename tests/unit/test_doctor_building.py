@@ -80,12 +80,12 @@ def test_a_build_user_that_is_missing(debian: Root) -> None:
 
 def test_what_confines_builds(debian: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(confine, "obstacle", lambda _root, kind: "not here")
+    assert only(building.mechanism, debian).level is Level.PROBLEM, "nothing works"
     monkeypatch.setattr(confine, "obstacle", lambda _root, kind: "" if kind == "setuid" else "not here")
     found = only(building.mechanism, debian)
     assert found.level is Level.WARNING and "namespaces: not here" in found.where
     trees.make(debian.prefix, {"/etc/kmodhookd/config.d/x.toml": '[build]\nsandbox = "unit"\n'})
-    assert only(building.mechanism, debian).level is Level.PROBLEM
-    monkeypatch.setattr(confine, "obstacle", lambda _root, kind: "not here")
     assert only(building.mechanism, debian).level is Level.PROBLEM
     monkeypatch.setattr(confine, "obstacle", lambda _root, kind: "")
     assert bad(building.mechanism, debian) == []
