@@ -1,44 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The initramfs of a kernel whose modules came too late for it: made again, once, when it holds or should hold one.
+"""The initramfs of a kernel whose modules came too late for it: made again, once, when it lacks one or holds an older one.
 
-Whether it does is read from its listing and from the lists that people give the tools that make it (observe.initramfs).
+Whether it does is `plan.initramfs`'s word, by which the boot verdict goes too; here it is looked into first.
 """
-
-import contextlib
 
 from kmodhookd.act.unit import run_apart
 from kmodhookd.errors import Fault
-from kmodhookd.model import BootFacts, Kernel
-from kmodhookd.observe import decisions
+from kmodhookd.model import Inventory, Kernel
+from kmodhookd.observe import bootneeds, decisions
 from kmodhookd.observe.elf import module_name
-from kmodhookd.observe.families import Family
-from kmodhookd.observe.initramfs import Contents, canonical, command, configured, images
+from kmodhookd.observe.initramfs import Contents, canonical, command, images
+from kmodhookd.plan.initramfs import behind, in_tree
 from kmodhookd.root import Root
 
 TIMEOUT = 900.0
 
 
-def due(root: Root, family: Family, kernel: Kernel, running: str = "", boot: BootFacts | None = None) -> bool:
-    """Whether a kernel's initramfs is older than a module of ours that it holds or should hold.
+def due(root: Root, kernel: Kernel, inventory: Inventory) -> bool:
+    """Whether a kernel's initramfs is behind the modules in its tree, or may be.
 
-    It should hold what people list, and what that of the `running` kernel holds, as far as `boot` tells: the machine came
-    up with it.
+    The inventory may be of before they went in: our records, and the lists that people keep, are read as they are now.
     """
-    installed = _installed(root, kernel.release)
-    stale = [image for image in images(root, kernel) if image.stat().st_mtime < max(installed.values(), default=0.0)]
-    if not stale:
-        return False
-    others = boot.initramfs if boot is not None else ()
-    expected = {name for one in others if one.kernel == running for name in one.modules or ()}
-    if (configured(root).keys() | expected) & installed.keys():
-        return True
+    modules: dict[str, float] = {}
+    for placement in inventory.placements:
+        modules |= in_tree(placement) if placement.kernel == kernel.release and placement.record is None else {}
+    modules |= _recorded(root, kernel.release)
     contents = Contents(root)
-    held = [contents.modules(image, kernel.release) for image in stale]
+    image = bootneeds.image(root, kernel, modules.keys(), contents, look_inside=True) if modules else None
     contents.save()
-    return any(modules is None or modules & installed.keys() for modules in held)
+    facts = inventory.boot.model_copy(update={"needs": bootneeds.listed(root)})
+    return image is not None and behind(image, modules, facts, inventory.running) is not None
 
 
-def remake(root: Root, family: Family, kernel: Kernel) -> None:
+def remake(root: Root, kernel: Kernel) -> None:
     """Make it again with the tool that makes it on this system. A `Fault` when that fails."""
     argv = command(root, kernel)
     if not argv:
@@ -53,12 +47,8 @@ def remake(root: Root, family: Family, kernel: Kernel) -> None:
         raise Fault("its initramfs is still the old one", where=kernel.release, hint=hint)
 
 
-def _installed(root: Root, release: str) -> dict[str, float]:
-    """Our modules in a kernel's tree: name → when it was put there (POSIX seconds)."""
-    found: dict[str, float] = {}
-    for cell in decisions.recorded_cells(root, "records"):
-        record = decisions.record(root, cell) if cell[2] == release else None
-        for file in record.files if record else ():
-            with contextlib.suppress(OSError):
-                found[canonical(module_name(file.path))] = root.resolve(file.path).stat().st_mtime
-    return found
+def _recorded(root: Root, release: str) -> dict[str, float]:
+    """Our modules in a kernel's tree: name → since when their content is there (POSIX seconds)."""
+    records = (decisions.record(root, cell) for cell in decisions.recorded_cells(root, "records") if cell[2] == release)
+    files = ((file.path, record.since) for record in records if record is not None for file in record.files)
+    return {canonical(module_name(path)): since for path, since in files if root.resolve(path).is_file()}

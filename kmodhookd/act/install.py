@@ -66,6 +66,7 @@ def install(
         done = _record(recipe, record)
         put: dict[str, object] = {"files": files, "installed_fingerprint": done.fingerprint, "installed": time.time()}
         put |= {"by_hand": by_hand or done.by_hand, "installed_key": done.key, "installed_provenance": done.provenance}
+        put["changed"] = _changed(root, record, files)
         put["over_in_tree"] = over_in_tree or done.over_in_tree
         put["for_headers"] = kernel.headers.state is HeadersState.ALONE  # a person's word: no plan says so
         done = done.model_copy(update=put)
@@ -174,6 +175,16 @@ def _installed_file(root: Root, item: Item) -> InstalledFile:
     return InstalledFile(
         path=item.target, sha256=transaction.checksum(root.resolve(item.source or item.link)), link=item.link
     )
+
+
+def _changed(root: Root, record: Record | None, files: Iterable[InstalledFile]) -> float:
+    """Since when this very content lies there: what is put in again as it is makes no initramfs old."""
+    there = [root.resolve(file.path, follow_last=False) for file in files]
+    same = [transaction.is_file(path, file.sha256) for path, file in zip(there, files, strict=True)]
+    if not same or not all(same):
+        return time.time()
+    known = record is not None and set(record.files) == set(files)
+    return record.since if record is not None and known else max(path.stat().st_mtime for path in there)
 
 
 def _superseded(

@@ -377,8 +377,8 @@ class Work:
                 debts.settle(self.root, release)
 
     def _remake(self, kernel: Kernel, inventory: Inventory) -> None:
-        if initramfs.due(self.root, self.family, kernel, inventory.running, inventory.boot):
-            initramfs.remake(self.root, self.family, kernel)
+        if initramfs.due(self.root, kernel, inventory):
+            initramfs.remake(self.root, kernel)
 
 
 def _name(action: Action) -> str:

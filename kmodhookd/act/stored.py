@@ -119,6 +119,7 @@ def save_built(
         over_in_tree=earlier.over_in_tree if earlier else False,
         files=earlier.files if earlier else (),
         installed=earlier.installed if earlier else 0.0,
+        changed=earlier.changed if earlier else 0.0,
         built=time.time(),
         seconds=built.seconds,
         source_package=source.package,

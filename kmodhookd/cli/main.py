@@ -19,6 +19,16 @@ EPILOG = """exit status:
 
 See kmodhookctl(1), kmodhookd(8)."""
 
+DOCTOR = """What is wrong with the installation of kmodhookd, and what to do about it; changes nothing.
+
+Looked at are: the service and who answers on the bus, the package manager's hooks, DKMS's own automatic builds,
+the configuration, headers, compilers and other programs for each kernel, the build user and what confines it, the
+signing key, our directories, room on the disks, inotify's limits, left-over temporary files.
+
+One line for each: ok, warning (it works, and not as it might), problem or unknown; what, where, and what to do."""
+DOCTOR_EXIT = """exit status:
+  0 nothing is a problem   1 something is   2 something could not be looked at"""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with our exit code for wrong usage."""
@@ -76,6 +86,12 @@ def _reading(verbs: "argparse._SubParsersAction[Parser]") -> None:
     _kernel(check, "this kernel release; default: the one that the next boot takes")
     check.add_argument("--root", metavar="DIR", default="/", help="look at the system in DIR, without a daemon")
     _json(check)
+    doctor = _verb(verbs, "doctor", "what is wrong with the installation of kmodhookd, and what to do about it")
+    doctor.description = DOCTOR
+    doctor.epilog = DOCTOR_EXIT
+    doctor.formatter_class = argparse.RawDescriptionHelpFormatter
+    doctor.add_argument("--root", metavar="DIR", default="/", help="look at the system in DIR, without a daemon")
+    _json(doctor)
     log = _verb(verbs, "log", "print the log of the last build")
     _module(log)
     _kernel(log)
@@ -196,6 +212,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         from kmodhookd.cli import check
 
         return check.run(arguments)
+    if arguments.verb == "doctor":
+        from kmodhookd.cli import doctor
+
+        return doctor.run(arguments)
     from kmodhookd.cli import show
 
     return show.run(arguments)

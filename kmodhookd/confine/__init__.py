@@ -25,7 +25,7 @@ from kmodhookd import run, systemd
 from kmodhookd.confine import bubblewrap, namespaces, setuid, unit, users
 from kmodhookd.confine.limits import Limits, lowered
 from kmodhookd.confine.task import PIPE, Task
-from kmodhookd.confine.users import BUILD_USER, FORBIDDEN_UIDS, build_user, memory_of, sweep
+from kmodhookd.confine.users import BUILD_USER, FORBIDDEN_UIDS, build_user, is_named, memory_of, sweep
 from kmodhookd.confine.users import lent as lent_users
 from kmodhookd.errors import Fault
 from kmodhookd.root import Root
@@ -135,13 +135,17 @@ def cage(root: Root, sandbox: str = AUTO) -> Iterator[Cage]:
 
 
 def mechanism(root: Root, sandbox: str = AUTO) -> str:
-    """The mechanism that is used for `root`. A `Fault` when policy wants one that does not work here."""
+    """The mechanism that is used for `root`. A `Fault` when policy wants one that does not work here, or none does."""
     if os.geteuid() != 0:
         if sandbox == AUTO:
             return NONE
         raise Fault(f"the sandbox '{sandbox}' needs root", hint="run it as root, or set build.sandbox to auto")
     if sandbox == AUTO:
-        return next(kind for kind in MECHANISMS if not obstacle(root, kind))
+        found = next((kind for kind in MECHANISMS if not obstacle(root, kind)), "")
+        if not found:
+            reasons = "; ".join(f"{kind}: {obstacle(root, kind)}" for kind in MECHANISMS)
+            raise Fault(f"nothing that confines builds works here: {reasons}", where=str(root.prefix))
+        return found
     reason = obstacle(root, sandbox)
     if reason:
         hint = f"set build.sandbox in /etc/kmodhookd/config.toml to {AUTO}, or cure the cause"
@@ -175,6 +179,7 @@ __all__ = [
     "build_user",
     "cage",
     "confine",
+    "is_named",
     "lent_users",
     "mechanism",
     "memory_of",

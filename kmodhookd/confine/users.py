@@ -51,6 +51,12 @@ def build_user(root: Root) -> tuple[int, int]:
     return next(_candidates(root))
 
 
+def is_named(root: Root) -> bool:
+    """Whether `kmodhookd-build` is in `root`, and builds there are its."""
+    uid = build_user(root)[0]
+    return any(name == BUILD_USER and number == uid for name, number, _ in _accounts(root, "/etc/passwd"))
+
+
 @contextlib.contextmanager
 def lend(root: Root) -> Iterator[User]:
     """A build user that nobody else has meanwhile. Whatever it still runs at the end is killed.

@@ -160,6 +160,7 @@ class Record(OfCell):
     files: tuple[InstalledFile, ...] = ()  # what is installed; empty when nothing is
     built: float = 0.0  # POSIX seconds
     installed: float = 0.0
+    changed: float = 0.0  # when the content of `files` last became another one; 0 = when they were installed
     seconds: float = 0.0  # how long the build took
     source_package: str = ""
     mechanism: str = ""  # the sandbox that was used
@@ -170,6 +171,11 @@ class Record(OfCell):
     key: str = ""  # SHA-256 of the certificate that what lies in the DKMS tree is signed for; "" = it is not signed
     installed_key: str = ""  # the same of what is installed
     signed: str = ""  # by whom it is signed, or why it is not, as a sentence
+
+    @property
+    def since(self) -> float:
+        """Since when what is installed is there as it is (POSIX seconds)."""
+        return self.changed or self.installed
 
 
 class FailureClass(StrEnum):

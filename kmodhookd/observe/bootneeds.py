@@ -3,6 +3,7 @@
 
 import threading
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from kmodhookd.model import BootFacts, HeadersState, Initramfs, Kernel, Need, NeedKind, Placement
@@ -52,7 +53,7 @@ def facts(
     if not ours:
         return BootFacts(absent=absent)
     contents = Contents(root)
-    held = [_initramfs(root, kernel, ours, contents, look_inside, cancel) for kernel in there]
+    held = [image(root, kernel, ours, contents, look_inside=look_inside, cancel=cancel) for kernel in there]
     contents.save(all_seen=True)
     running = any(kernel.running for kernel in kernels)
     return BootFacts(
@@ -63,9 +64,14 @@ def facts(
     )
 
 
+def listed(root: Root) -> tuple[Need, ...]:
+    """What people want in every initramfs, ours or not."""
+    places = initramfs.configured(root)
+    return tuple(Need(name=name, kind=NeedKind.INITRAMFS, place=place) for name, place in places.items())
+
+
 def _needs(root: Root, loaded: str) -> Iterable[Need]:
-    for name, place in initramfs.configured(root).items():
-        yield Need(name=name, kind=NeedKind.INITRAMFS, place=place)
+    yield from listed(root)
     for name, place in loaded_at_boot(root).items():
         yield Need(name=name, kind=NeedKind.LOAD, place=place)
     for name in sorted(loaded_now(loaded)):
@@ -101,25 +107,26 @@ def loaded_now(place: str = LOADED) -> set[str]:
     return {canonical(line.split()[0]) for line in lines if line.strip()}
 
 
-def _initramfs(
+def image(
     root: Root,
     kernel: Kernel,
-    ours: frozenset[str],
+    ours: AbstractSet[str],
     contents: Contents,
+    *,
     look_inside: bool,
-    cancel: threading.Event | None,
+    cancel: threading.Event | None = None,
 ) -> Initramfs | None:
-    """That of a kernel; of several the one that was made last, since older ones are what another convention left."""
+    """The initramfs of a kernel; of several the one that was made last: older ones are what another convention left."""
     try:
-        image = max(initramfs.images(root, kernel), key=lambda path: path.stat().st_mtime, default=None)
-        if image is None:
+        path = max(initramfs.images(root, kernel), key=lambda path: path.stat().st_mtime, default=None)
+        if path is None:
             return None
         release = kernel.release
-        held = contents.modules(image, release, cancel) if look_inside else contents.known(image, release)
+        held = contents.modules(path, release, cancel) if look_inside else contents.known(path, release)
         return Initramfs(
             kernel=release,
-            path=root.inside(image),
-            made=image.stat().st_mtime,
+            path=root.inside(path),
+            made=path.stat().st_mtime,
             command=" ".join(initramfs.command(root, kernel)),
             modules=None if held is None else tuple(sorted(held & ours)),
         )

@@ -6,6 +6,7 @@ certificate has two names here, each a SHA-256, and one that is enrolled is foun
 """
 
 import contextlib
+import datetime as dt
 import hashlib
 import os
 import struct
@@ -18,7 +19,7 @@ MAGIC = b"~Module signature appended~\n"
 MAX_SIGNATURE = 1 << 16
 COMMON_NAME = bytes.fromhex("0603550403")  # the object identifier 2.5.4.3 in DER
 SUBJECT_KEY = bytes.fromhex("0603551d0e")  # 2.5.29.14, the extension with the identifier of the key
-INTEGER, OCTETS, SEQUENCE, SET, ZERO = 0x02, 0x04, 0x30, 0x31, 0xA0
+INTEGER, OCTETS, UTC_TIME, SEQUENCE, SET, ZERO = 0x02, 0x04, 0x17, 0x30, 0x31, 0xA0
 
 
 class Signature(NamedTuple):
@@ -93,6 +94,21 @@ def keys(der: bytes) -> frozenset[str]:
 def of_identifier(identifier: bytes) -> str:
     """The name of a certificate by the identifier of its key."""
     return _name(identifier)
+
+
+def not_after(der: bytes) -> dt.datetime | None:
+    """When a certificate in DER ends (RFC 5280, 4.1.2.5); None when it cannot be told."""
+    try:
+        fields = list(_elements(_into(der, SEQUENCE, SEQUENCE)))
+        fields = fields[1:] if fields[0][0] == ZERO else fields
+        _, _, _, (_, _, validity), *_ = fields  # serial number, algorithm, issuer, validity
+        _, (tag, _, value) = _elements(validity)
+        text = value.decode("ascii")
+        if tag == UTC_TIME:
+            text = ("19" if text >= "50" else "20") + text
+        return dt.datetime.strptime(f"{text.removesuffix('Z')}+0000", "%Y%m%d%H%M%S%z")
+    except (ValueError, IndexError):
+        return None
 
 
 def _name(*parts: bytes) -> str:

@@ -9,7 +9,6 @@ from kmodhookd.model import (
     Cell,
     FailureClass,
     HeadersState,
-    Initramfs,
     Inventory,
     Kernel,
     NeedKind,
@@ -18,14 +17,13 @@ from kmodhookd.model import (
     State,
 )
 from kmodhookd.plan import cells as cell_rules
-from kmodhookd.plan import loading
+from kmodhookd.plan import initramfs, loading
 from kmodhookd.settings import Settings
 
 FINE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
 WRONG = frozenset({State.BROKEN, State.DAMAGED, State.FAILED})  # counts whether or not it would go there by itself
 COMING = frozenset({State.ADDED, State.BUILT})
 OF_THE_MOMENT = frozenset({FailureClass.CANCELLED, FailureClass.KILLED, FailureClass.TIMEOUT, FailureClass.SPACE})
-MOMENT = 2.0  # seconds: what an ESP's file system rounds its times to
 REQUIRED = "policy.required names it"
 
 
@@ -65,8 +63,7 @@ class _Look:
         self.placements = {placement.cell: placement for placement in inventory.placements}
         self.kernels = {kernel.release: kernel for kernel in inventory.kernels}
         self.images = {one.kernel: one for one in inventory.boot.initramfs}
-        booted = self.images.get(inventory.running)
-        self.booted_with = frozenset(booted.modules or ()) if booted else frozenset()  # what the machine came up with
+        self.booted_with = initramfs.held_by(inventory.boot, inventory.running)
 
     def why(self, cell: Cell) -> _Why:
         """The best reason for which a boot needs a module."""
@@ -227,29 +224,8 @@ def _findings(at: _Look, kernel: Kernel, placement: Placement) -> Iterator[tuple
             if reason.kind is not Refusal.BLACKLISTED and not verdict.builtin:
                 yield f"{verdict.module} will not load: {reason.sentence}", reason.remedy
     image = at.images.get(kernel.release)
-    wrong = _of_initramfs(at, image, placement) if image is not None else ""
-    if image is not None and wrong:
-        yield wrong, image.command or "make it again with the tool that makes it here"
-
-
-def _of_initramfs(at: _Look, image: Initramfs, placement: Placement) -> str:
-    """What is wrong with the initramfs, as a sentence: it lacks what it should hold, or holds what is no longer so.
-
-    One that was not looked into, or cannot be, is judged by its age.
-    """
-    listed = {need.name: need.place for need in at.inventory.boot.needs if need.kind is NeedKind.INITRAMFS}
-    asked = sorted(placement.names & listed.keys())
-    record = placement.record
-    stale = record is not None and image.made + MOMENT < record.installed
-    if image.modules is None:
-        late = f"{image.path} was made before {', '.join(asked)} came"
-        return f"{late}, and {listed[asked[0]]} puts it into the initramfs" if asked and stale else ""
-    held = placement.names & set(image.modules)
-    if missing := [name for name in asked if name not in held]:
-        return f"{', '.join(missing)} is not in {image.path}, and {listed[missing[0]]} puts it into the initramfs"
-    if missing := sorted((placement.names & at.booted_with) - held):
-        running = at.inventory.running
-        return (
-            f"{', '.join(missing)} is not in {image.path}, and the initramfs of {running}, which is running, holds it"
-        )
-    return f"{image.path} holds an older {', '.join(sorted(held))} than the installed one" if held and stale else ""
+    if image is None:
+        return
+    wrong = initramfs.behind(image, initramfs.in_tree(placement), at.inventory.boot, at.inventory.running)
+    if wrong is not None and wrong.certain:
+        yield wrong.sentence, image.command or "make it again with the tool that makes it here"

@@ -26,6 +26,8 @@ def test_again_and_away_leaves_only_the_modules(fresh_installed_machine: Machine
     said = script(debian)
     assert f"tiny\t1.0\t{cloud.release}\tx86_64\tinstalled" in said
     assert cloud.release in said[said.index("Kernels") :]
+    told = debian.run(["kmodhookctl", "doctor"], check=False)
+    assert (told.returncode, "problem" in told.stdout) == (0, False), told.stdout
     script(debian, "--uninstall")
     left = debian.run(f"ls -d {OURS} 2>/dev/null; getent passwd kmodhookd-build; true").stdout
     assert left == ""

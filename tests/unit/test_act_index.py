@@ -4,6 +4,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,18 @@ from kmodhookd import run
 from kmodhookd.act import initramfs, journal, scripts
 from kmodhookd.act.depmod import GENERATED, depmod
 from kmodhookd.errors import Fault
-from kmodhookd.model import BootFacts, Headers, HeadersState, Initramfs, InstalledFile, Kernel, Recipe, Record
-from kmodhookd.observe import decisions, families, index
+from kmodhookd.model import (
+    BootFacts,
+    Headers,
+    HeadersState,
+    Initramfs,
+    InstalledFile,
+    Inventory,
+    Kernel,
+    Recipe,
+    Record,
+)
+from kmodhookd.observe import decisions, index
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -204,13 +215,13 @@ def served(root: Root) -> Root:
     place = f"{TREE}/updates/dkms/tiny_one.ko"
     names = {"module": "tiny", "version": "1", "kernel": K, "arch": "x86_64", "fingerprint": ""}
     files = (InstalledFile(path=place, sha256="0"),)
-    decisions.save_record(root, Record.model_validate({**names, "files": files}))
+    decisions.save_record(root, Record.model_validate({**names, "files": files, "installed": time.time()}))
     initramfstools.put(root, K)
     return root
 
 
-def due(root: Root) -> bool:
-    return initramfs.due(root, families.detect(root), KERNEL)
+def due(root: Root, boot: BootFacts | None = None, running: str = "") -> bool:
+    return initramfs.due(root, KERNEL, Inventory(when=0.0, boot=boot or BootFacts(), running=running))
 
 
 def test_it_is_due_when_it_holds_one_of_ours(served: Root) -> None:
@@ -236,13 +247,37 @@ def test_it_is_due_when_the_running_kernels_holds_one(served: Root) -> None:
     """As zfs's own hook puts it there: on no list. The machine came up with it, and would not without."""
     held = Initramfs(kernel="6.1.0-55-amd64", path="/boot/x", made=0.0, modules=("tiny_one",))
     boot = BootFacts(initramfs=(held,))
-    assert initramfs.due(served, families.detect(served), KERNEL, held.kernel, boot)
-    assert not initramfs.due(served, families.detect(served), KERNEL, "", boot)
+    assert due(served, boot, held.kernel)
+    assert not due(served, boot)
 
 
 def test_it_is_not_due_when_it_is_newer(served: Root) -> None:
     initramfstools.holds(served, K, ["updates/dkms/tiny_one.ko"])
     initramfstools.made_ago(served.prefix / f"boot/initrd.img-{K}", -5)
+    assert not due(served)
+
+
+def test_it_is_due_when_an_old_one_was_put_back(served: Root) -> None:
+    """A backup keeps its times (`cp -a`): it is as old as what it holds, however late it came."""
+    image, backup = served.prefix / f"boot/initrd.img-{K}", served.prefix / "backup"
+    shutil.copy2(image, backup)
+    initramfstools.holds(served, K, ["updates/dkms/tiny_one.ko"])
+    initramfstools.made_ago(image, -5)
+    assert not due(served)
+    shutil.copy2(backup, image)
+    assert due(served)
+
+
+def test_it_is_due_when_it_cannot_be_looked_into_and_is_older(served: Root) -> None:
+    initramfstools.tool(served, "lsinitramfs", "exit 1")
+    assert due(served)
+    initramfstools.made_ago(served.prefix / f"boot/initrd.img-{K}", -5)
+    assert not due(served)
+
+
+def test_it_is_not_due_for_what_was_removed(served: Root) -> None:
+    initramfstools.holds(served, K, ["updates/dkms/tiny_one.ko"])
+    (tree(served) / "updates/dkms/tiny_one.ko").unlink()
     assert not due(served)
 
 
@@ -252,17 +287,17 @@ def test_it_is_not_due_when_there_is_none(served: Root) -> None:
 
 
 def test_it_is_made_for_exactly_that_kernel(served: Root) -> None:
-    initramfs.remake(served, families.detect(served), KERNEL)
+    initramfs.remake(served, KERNEL)
     assert (served.prefix / "asked").read_text() == f"-u -k {K}\n"
 
 
 def test_a_tool_that_fails_or_does_nothing_is_said(served: Root) -> None:
     (served.prefix / "broken").touch()
     with pytest.raises(Fault, match="exit status 3"):
-        initramfs.remake(served, families.detect(served), KERNEL)
+        initramfs.remake(served, KERNEL)
     initramfstools.tool(served, "update-initramfs", "exit 0")
     with pytest.raises(Fault, match="still the old"):
-        initramfs.remake(served, families.detect(served), KERNEL)
+        initramfs.remake(served, KERNEL)
 
 
 # --- scripts --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -86,6 +87,24 @@ def test_a_rebuild_replaces_without_a_moment_without(system: System) -> None:
     put_in(root, recipe(), first)
     assert files(root) == {f"{UPDATES}/foo.ko.xz": "foo again", f"{UPDATES}/bar.ko": "bar 1.0"}
     assert not originals(root)
+
+
+def test_the_same_again_changes_nothing_for_an_initramfs(system: System) -> None:
+    root = system()
+    built(root)
+    before = time.time()
+    first = put_in(root, recipe())
+    assert first.since >= before
+    again = put_in(root, recipe(), first)
+    assert again.since == first.since and again.installed > first.installed
+    unknown = put_in(root, recipe())  # as of what real DKMS had put there: its files tell
+    assert before - 1 <= unknown.since <= time.time()
+    (root.prefix / f"{UPDATES}/foo.ko".strip("/")).unlink()
+    back = put_in(root, recipe(), again)
+    assert back.since > again.installed, "an initramfs of meanwhile is without it"
+    stored = root.prefix / f"var/lib/dkms/foo/1.0/{K}/x86_64/module"
+    (stored / "foo.ko").write_text("foo again")
+    assert put_in(root, recipe(), back).since > back.installed
 
 
 def test_what_real_dkms_installed_is_replaced_and_removed(system: System) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """When a pass looks into initramfs files, and what it says of them."""
 
+import hashlib
 import os
 import threading
 import time
@@ -12,9 +13,11 @@ import pytest
 import trees
 
 from kmodhookd import engine
+from kmodhookd.act import initramfs as renewal
 from kmodhookd.act.controls import Controls
-from kmodhookd.model import BootVerdict
-from kmodhookd.observe import initramfs
+from kmodhookd.model import BootVerdict, InstalledFile, Record
+from kmodhookd.observe import decisions, initramfs
+from kmodhookd.observe.inventory import look
 from kmodhookd.protocol import Control, Request, WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Policy, Settings
@@ -120,6 +123,40 @@ def test_a_slow_look_has_its_time_and_the_next_one_comes_soon(root: Root, monkey
 def test_a_look_alone_tells_the_same(root: Root) -> None:
     seen = engine.look_only(root, SETTINGS)
     assert seen.boot == (LACKS,) and seen.boot_default == K
+
+
+def by_ours(root: Root, *, ago: float) -> None:
+    """The same `foo`, put there by us so many seconds ago."""
+    place = f"/usr/lib/modules/{K}/updates/dkms/foo.ko"
+    content = hashlib.sha256(root.resolve(place).read_bytes()).hexdigest()
+    cell = {"module": "foo", "version": "1.0", "kernel": K, "arch": "x86_64", "fingerprint": ""}
+    files = (InstalledFile(path=place, sha256=content),)
+    decisions.save_record(root, Record(**cell, files=files, installed=time.time() - ago))
+
+
+@pytest.mark.parametrize(
+    ("what", "holds", "installed_ago", "wrong"),
+    [
+        ("it holds what is installed", True, 1000, False),
+        ("it holds an older one", True, 10, True),
+        ("it lacks it, and is newer", False, 1000, True),
+        ("it lacks it, and is older", False, 10, True),
+        ("it holds it, whatever its age, of a module that DKMS put there", True, None, False),
+        ("it lacks what DKMS put there", False, None, True),
+    ],
+)
+def test_what_is_said_of_an_initramfs_is_why_it_is_made_again(
+    root: Root, what: str, holds: bool, installed_ago: float | None, wrong: bool
+) -> None:
+    if installed_ago is not None:
+        by_ours(root, ago=installed_ago)
+    if holds:
+        initramfstools.holds(root, K, ["updates/dkms/foo.ko"])
+        time.sleep(initramfs.SETTLED + 0.1)
+    (verdict,) = engine.look_only(root, SETTINGS).boot
+    assert (verdict.verdict == "not-ready") is wrong, what
+    inventory = look(root, SETTINGS)
+    assert renewal.due(root, inventory.kernels[0], inventory) is wrong, what
 
 
 def test_what_says_something_of_the_next_boot_is_watched(root: Root) -> None:

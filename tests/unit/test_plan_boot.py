@@ -51,9 +51,12 @@ def on(of: Source, where: Kernel, *names: str, **fields: object) -> Placement:
 def there(base: Placement, when: float = NOW, seconds: float = 0.0) -> Placement:
     """It, installed by us at that time."""
     done = installed(base)
-    assert done.record is not None
+    assert done.record is not None and base.recipe is not None
+    (one,) = done.installed
+    names = [module.dest_name for module in base.recipe.modules]
+    more = (one.model_copy(update={"module": name, "path": one.path.replace(base.module, name)}) for name in names[1:])
     record = done.record.model_copy(update={"installed": when, "built": when, "seconds": seconds})
-    return done.model_copy(update={"record": record})
+    return done.model_copy(update={"record": record, "installed": (one, *more)})
 
 
 def image(where: Kernel, *modules: str, made: float = NOW + 100, listed: bool = True) -> Initramfs:
