@@ -72,9 +72,7 @@ def needed(placement: Placement, asked: Asked) -> list[Action]:
     return actions
 
 
-def taken_over(
-    actions: list[Action], placement: Placement, asked: Asked, reusing: reuse.Reuse
-) -> list[Action] | None:
+def taken_over(actions: list[Action], placement: Placement, asked: Asked, reusing: reuse.Reuse) -> list[Action] | None:
     """The same without a build where another kernel's is the very same module; None where that one is about to be made.
 
     What is only likely to fit is built: nobody may be there to build it for real later.

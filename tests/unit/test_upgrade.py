@@ -8,8 +8,17 @@ import modules
 import pytest
 import trees
 
-from kmodhookd.model import Decision, DecisionKind, Failure, FailureClass, Inputs, InstalledFile, Noun, Provenance, Record
-from kmodhookd.observe import decisions
+from kmodhookd.model import (
+    Decision,
+    DecisionKind,
+    Failure,
+    FailureClass,
+    Inputs,
+    InstalledFile,
+    Noun,
+    Provenance,
+    Record,
+)
 from kmodhookd.observe.decisions import Decisions, KnownKernel, KnownSource, Memory
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import planner
