@@ -275,12 +275,11 @@ class Disk:
 
 
 def test_autoinstall_takes_over_what_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"installed": ("v4l/1.0",)}
     disk = Disk(monkeypatch, built(OLD), cell(NEW))
-    assert disk.verbs.autoinstall([NEW.release]) == [Autoinstalled(NEW.release, **names)]
+    assert disk.verbs.autoinstall([NEW.release]) == [Autoinstalled(NEW.release, ("v4l/1.0",))]
     assert disk.done == REUSED
     both = Disk(monkeypatch, cell(OLD), cell(NEW))
-    assert both.verbs.autoinstall([]) == [Autoinstalled(one.release, **names) for one in (OLD, NEW)]
+    assert both.verbs.autoinstall([]) == [Autoinstalled(one.release, ("v4l/1.0",)) for one in (OLD, NEW)]
     assert both.done == [("build", OLD.release, ""), ("install", OLD.release, ""), *REUSED], "one after the other"
 
 
