@@ -22,7 +22,7 @@ BACKOFF = (2.0, 10.0, 60.0, 300.0)  # seconds until a pass that could not be don
 NUMBER_LIMIT = 1 << 62
 
 
-class Numbers(Noun):
+class Numbers(Noun, extra="ignore"):
     """The file of pass numbers."""
 
     begun: int = 0

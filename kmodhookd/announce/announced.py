@@ -13,7 +13,7 @@ FILE = f"{store.STATE}/announced.json"
 STEADY = 3.0  # seconds for which headers must have been missing before that is said in the middle of a pass
 
 
-class Announced(Noun):
+class Announced(Noun, extra="ignore"):
     """The file: kernels and the causes that were announced."""
 
     headers: tuple[tuple[str, str], ...] = ()

@@ -8,7 +8,10 @@ SAFE_LENGTH = 255
 
 
 class Noun(BaseModel):
-    """Frozen, and strict about what it holds."""
+    """Frozen, and strict about what it holds.
+
+    What lies on the disk over versions of ours says `extra="ignore"`: what a later one adds to it is no reason to forget it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

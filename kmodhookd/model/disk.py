@@ -142,7 +142,7 @@ class Artifact(Noun):
     problem: str = ""  # why it is not a usable module
 
 
-class InstalledFile(Noun):
+class InstalledFile(Noun, extra="ignore"):
     """A file that we put into a module tree."""
 
     path: str
@@ -150,7 +150,7 @@ class InstalledFile(Noun):
     link: str = ""  # where it leads, when it is a link into the DKMS tree (`symlink_modules`)
 
 
-class Record(OfCell):
+class Record(OfCell, extra="ignore"):
     """What we remember of a build that was installed (`/var/lib/kmodhookd/records`)."""
 
     fingerprint: str  # of all inputs of what lies in the DKMS tree
@@ -197,7 +197,7 @@ class FailureClass(StrEnum):
     INTERNAL = "internal"
 
 
-class Failure(OfCell):
+class Failure(OfCell, extra="ignore"):
     """A failed attempt, remembered until its inputs change, a person asks, or `retry_at` has come."""
 
     cause: FailureClass
@@ -223,7 +223,7 @@ class DecisionKind(StrEnum):
     UNADOPTED = "unadopted"  # lay there unregistered before we came
 
 
-class Decision(Noun):
+class Decision(Noun, extra="ignore"):
     """A person's word, kept until `add`, `install` or a changed source takes it back."""
 
     kind: DecisionKind

@@ -34,7 +34,7 @@ class HeaderInputs(Noun):
     btf_may_differ: bool = False  # CONFIG_MODULE_ALLOW_BTF_MISMATCH
 
 
-class Inputs(Noun):
+class Inputs(Noun, extra="ignore"):
     """Everything that a build is made from. Signing keys are apart: another key needs no build."""
 
     source: str  # hash of every file's content and mode
@@ -49,7 +49,7 @@ class Inputs(Noun):
     dependencies: str = ""  # hash of what other modules of ours hand over
 
 
-class Provenance(Noun):
+class Provenance(Noun, extra="ignore"):
     """Where a built module comes from."""
 
     inputs: Inputs | None = None  # None: made by a version of ours that did not record them

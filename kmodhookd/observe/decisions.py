@@ -16,13 +16,13 @@ from kmodhookd.root import Root
 Cell = tuple[str, str, str, str]  # module, version, kernel, arch
 
 
-class Decisions(Noun):
+class Decisions(Noun, extra="ignore"):
     """The file of decisions."""
 
     decisions: tuple[Decision, ...] = ()
 
 
-class KnownSource(Noun):
+class KnownSource(Noun, extra="ignore"):
     """What was last seen of a source: needed to tell a removed package from an unmounted directory."""
 
     module: str
@@ -31,14 +31,14 @@ class KnownSource(Noun):
     package: str = ""
 
 
-class KnownKernel(Noun):
+class KnownKernel(Noun, extra="ignore"):
     """Which package a kernel came from: needed to tell a removed kernel from a file system that is not mounted."""
 
     release: str
     package: str
 
 
-class Memory(Noun):
+class Memory(Noun, extra="ignore"):
     """What is known from earlier looks."""
 
     baseline: float = 0.0  # when the first look was; 0 = never

@@ -117,8 +117,9 @@ def _symvers(root: Root, kernel: Kernel) -> dict[str, Export]:
     for suffix in ("gz", "xz", "zst"):
         places += [f"{kernel.tree}/symvers.{suffix}", f"/boot/symvers-{kernel.release}.{suffix}"]
     for inside in places:
+        path = boot.reachable(root, inside)  # /boot may be asleep
         with contextlib.suppress(Fault, OSError):
-            if found := symvers.exports(root.resolve(inside)):
+            if path and (found := symvers.exports(path)):
                 return found
     return {}
 

@@ -21,7 +21,7 @@ NOTE = "parked.json"
 TREE = "tree"
 
 
-class Parked(Noun):
+class Parked(Noun, extra="ignore"):
     """The note of one version."""
 
     module: str

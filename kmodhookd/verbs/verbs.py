@@ -27,7 +27,7 @@ from kmodhookd.model import (
 )
 from kmodhookd.observe import decisions, dkmstree, maintscript
 from kmodhookd.observe.inventory import look
-from kmodhookd.plan import cells, planner, staleness
+from kmodhookd.plan import cells, planner, reuse, staleness
 from kmodhookd.plan import decisions as standing
 from kmodhookd.plan.versions import compare
 from kmodhookd.root import Root
@@ -39,6 +39,7 @@ from kmodhookd.verbs.wanted import (
     registration,
     removal,
     removal_of_orphans,
+    taken_over,
     wanted,
 )
 
@@ -240,6 +241,7 @@ class Verbs:
         results: dict[tuple[str, str], Result] = {}
         while True:
             inventory = look(self.root, self.settings)
+            reusing = reuse.Reuse(inventory, self.settings, held=False)
             actions: list[Action] = []
             waiting: dict[tuple[str, str], Result] = {}
             for placement in pick(inventory):
@@ -250,9 +252,12 @@ class Verbs:
                 if any(one.cause is Obstacle.DEPENDENCY for one in said.failed):
                     waiting[key] = said
                     continue
+                made = taken_over(more, placement, asked, reusing)
+                if made is None:
+                    continue  # the next round takes it over
                 results[key] = said
                 source = _source(inventory, placement.module, placement.version)
-                actions += [*(registration(source) if more else ()), *more]
+                actions += [*(registration(source) if made else ()), *made]
             if not actions:
                 return {**results, **waiting}
             done = self._perform(inventory, list(dict.fromkeys(actions)), asked)
@@ -264,7 +269,7 @@ class Verbs:
     def _perform(self, inventory: Inventory, actions: Sequence[Action], asked: Asked) -> Result:
         """Do it, and install what had to be built before it could be told that the kernel's own module is older."""
         result = self._do(inventory, actions)
-        put_off = {one.cell for one in actions if one.kind is ActionKind.BUILD}
+        put_off = {one.cell for one in actions if one.kind in planner.MAKING}
         put_off -= {one.cell for one in actions if one.kind is ActionKind.INSTALL}
         if not asked.install or not put_off:
             return result
@@ -295,7 +300,7 @@ class Verbs:
         failed = []
         for action in actions:
             failure = decisions.failure(self.root, action.cell)
-            if action.kind not in (ActionKind.BUILD, ActionKind.INSTALL) or failure is None:
+            if action.kind not in (*planner.MAKING, ActionKind.INSTALL) or failure is None:
                 continue
             sentence = f"{action.kernel}: {failure.reason}{': ' + failure.line if failure.line else ''}"
             failed.append(Failed(sentence, failure.cause, _name(action), action.kernel))

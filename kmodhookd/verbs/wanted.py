@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kmodhookd.model import Action, ActionKind, HeadersState, Inventory, Kernel, Placement, Provenance, Source
-from kmodhookd.plan import cells, dependencies, intree, planner, staleness
+from kmodhookd.plan import cells, dependencies, intree, planner, reuse, staleness
 from kmodhookd.settings import Settings
 from kmodhookd.verbs.result import Failed, Obstacle, Result
 
@@ -70,6 +70,22 @@ def needed(placement: Placement, asked: Asked) -> list[Action]:
     if asked.install and (compared or not placement.in_tree):
         actions.append(asked.action(ActionKind.INSTALL, placement))
     return actions
+
+
+def taken_over(actions: list[Action], placement: Placement, asked: Asked, reusing: reuse.Reuse) -> list[Action] | None:
+    """The same without a build where another kernel's is the very same module; None where that one is about to be made.
+
+    What is only likely to fit is built: nobody may be there to build it for real later.
+    """
+    if asked.force or all(one.kind is not ActionKind.BUILD for one in actions):
+        return actions
+    donor, later = reusing.choose(placement)
+    if later:
+        return None
+    if donor is None or not reuse.is_identical(donor, placement):
+        return actions
+    instead = {"kind": ActionKind.REUSE, "origin": donor.kernel}
+    return [one.model_copy(update=instead if one.kind is ActionKind.BUILD else {}) for one in actions]
 
 
 def is_usable(placement: Placement) -> bool:

@@ -150,6 +150,7 @@ def listed(system: Site, kernel: str, module: str) -> list[str]:
     return [line.partition(":")[0] for line in lines if f"/{module}.ko" in line.partition(":")[0]]
 
 
+@pytest.mark.full
 def test_an_in_tree_module_of_a_newer_version(system: Site) -> None:
     system.source("retired")
     system.one_pass()

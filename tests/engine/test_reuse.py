@@ -159,6 +159,11 @@ def test_who_asks_for_a_build_gets_one(shared: World) -> None:
     shared.source("said")
     assert not shared.verbs().build("said", "", [shared.older, shared.newer], force=False, install=True).failed
     assert shared.built("said") == [("said", shared.older), ("said", shared.newer)]
+    shared.source("each")
+    shared.verbs().add("each", "")
+    assert not [one for one in shared.verbs().autoinstall([]) if one.result.failed]
+    assert len(shared.built("each")) == 1, "whom no build was asked of takes it over"
+    assert {shared.state("each", one) for one in (shared.older, shared.newer)} == {State.INSTALLED, State.REUSED}
     shared.source("over", conf=["NO_WEAK_MODULES=yes"])
     shared.one_pass()
     assert shared.built("over") == [("over", shared.older), ("over", shared.newer)]

@@ -88,7 +88,9 @@ def test_a_look_that_is_cut_short_is_gone_on_with(
     assert read.count(own[1]) == 1
 
 
-def test_symvers_of_the_kernels_package_and_of_headers_that_are_not_its_own(tmp_path: Path) -> None:
+def test_symvers_of_the_kernels_package_and_of_headers_that_are_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entries = {**trees.kernel(K), **trees.headers(K)}
     other = KERNEL.model_copy(update={"headers": HEADERS.model_copy(update={"state": HeadersState.MISMATCHED})})
     assert "printk" not in look(tmp_path, entries, other).exports
@@ -97,6 +99,8 @@ def test_symvers_of_the_kernels_package_and_of_headers_that_are_not_its_own(tmp_
     (tmp_path / f"boot/symvers-{K}.zst").write_bytes(packed)
     facts = look(tmp_path, {}, other)
     assert facts.exports == {"other": Export(1)} and facts.complete
+    monkeypatch.setattr("kmodhookd.observe.boot._automounts", lambda: frozenset({f"{tmp_path}/boot"}))
+    assert not look(tmp_path, {}, other).complete, "/boot is not woken for it"
 
 
 def test_of_several_files_the_one_that_depmod_takes(tmp_path: Path, content: bytes) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A look at module files of one name: which are ours, which the kernel's, which are linked; and what builds build upon."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import modules
 import pytest
 import trees
 
+from kmodhookd import engine
+from kmodhookd.act.controls import Controls
 from kmodhookd.model import HeadersState, Inventory, Placement, Record, State
 from kmodhookd.observe import decisions, dependencies
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import planner
+from kmodhookd.protocol import Request
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -54,10 +58,12 @@ def placement(root: Root, module: str = "foo", version: str = "1.0") -> Placemen
     return one
 
 
-def built(ko: bytes, module: str = "foo", version: str = "1.0", *, active: bool = True) -> dict[str, trees.Content]:
-    entries: dict[str, trees.Content] = {f"/var/lib/dkms/{module}/{version}/{K}/x86_64/module/{module}.ko": ko}
+def built(
+    ko: bytes, module: str = "foo", version: str = "1.0", *, active: bool = True, on: str = K
+) -> dict[str, trees.Content]:
+    entries: dict[str, trees.Content] = {f"/var/lib/dkms/{module}/{version}/{on}/x86_64/module/{module}.ko": ko}
     if active:
-        entries[f"/var/lib/dkms/{module}/kernel-{K}-x86_64"] = trees.Link(f"{version}/{K}/x86_64")
+        entries[f"/var/lib/dkms/{module}/kernel-{on}-x86_64"] = trees.Link(f"{version}/{on}/x86_64")
     return entries
 
 
@@ -80,20 +86,24 @@ def test_weak_links_of_both_kinds_and_those_that_lead_nowhere(tmp_path: Path, ko
         assert link.problem, "a look later it leads to nothing"
 
 
-def test_a_weak_link_covers_a_kernel_without_headers_and_nothing_is_said(tmp_path: Path, ko: bytes) -> None:
-    """From the disk to the plan: what the distribution links is `reused`, and needs no headers (K2)."""
-    link: dict[str, trees.Content] = {
-        f"{ELSEWHERE}/extra/foo.ko": ko,
-        f"{TREE}/weak-updates/foo.ko": trees.Link(f"{ELSEWHERE}/extra/foo.ko"),
-    }
-    root = system(tmp_path, link)
-    (root.prefix / TREE.strip("/") / "build").unlink()
+@pytest.mark.parametrize("place", ["extra", "updates/dkms"], ids=["of a package", "of DKMS"])
+def test_a_weak_link_covers_a_kernel_without_headers_and_nothing_is_said(tmp_path: Path, ko: bytes, place: str) -> None:
+    """From the disk to the plan and back: what the distribution links is `reused`, needs no headers, and stays (K2)."""
+    theirs, link = f"{ELSEWHERE}/{place}/foo.ko", f"{TREE}/weak-updates/foo.ko"
+    root = system(tmp_path, trees.headers(OTHER), {theirs: ko, link: trees.Link(theirs)})
+    if place == "updates/dkms":
+        trees.make(tmp_path, built(ko, on=OTHER))
+    root.path(f"{TREE}/build").unlink()
     made = planner.make(look(root, Settings()), Settings())
     here = next(cell for cell in made.cells if cell.kernel == K)
     assert here.state is State.REUSED and here.there and here.origin == OTHER
     assert K not in [one.kernel for one in made.missing_headers]
     assert not [one for one in made.actions if one.kernel == K]
-    (root.prefix / TREE.strip("/") / "weak-updates/foo.ko").unlink()
+    if place == "updates/dkms":
+        assert made.actions == (), "nor is anything built again where it comes from"
+        assert not engine.one_pass(root, Settings(), Request(number=1), lambda _: None, Controls()).installed
+        assert os.readlink(root.path(link)) == theirs and root.path(theirs).read_bytes() == ko
+    root.path(link).unlink()
     made = planner.make(look(root, Settings()), Settings())
     assert K in [one.kernel for one in made.missing_headers], "without the link they are missed"
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When a module is taken over from another kernel's build, when it is built, and what is said of either."""
+"""When a module is taken over from another kernel's build, by itself or by a verb, when it is built, and what is said."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worlds import NOW, installed, inventory, kernel, placement, source
 
 from kmodhookd.model import (
+    Action,
     Failure,
     FailureClass,
     HeaderInputs,
     Headers,
     HeadersState,
     Inputs,
+    Inventory,
     Kernel,
     Placement,
     Plan,
@@ -26,7 +28,10 @@ from kmodhookd.model import (
     Target,
 )
 from kmodhookd.plan import planner
-from kmodhookd.settings import Policy, Settings
+from kmodhookd.root import Root
+from kmodhookd.settings import Invocation, Policy, Settings
+from kmodhookd.verbs import verbs
+from kmodhookd.verbs.result import Autoinstalled, Result
 
 FLAGS = "SMP preempt mod_unload modversions"
 SOURCE = source("v4l")
@@ -244,6 +249,55 @@ def test_what_fits_no_longer_goes_when_it_cannot_be_built() -> None:
     assert "no longer fits: printk has another version" in made.cells[0].facts[0].verdict
     running = NEW.model_copy(update={"running": True})
     assert done(plan([failed(misfit)], [running])) == [], "never of the running kernel"
+
+
+# --- by a verb --------------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """What lies on two kernels, and what the verbs do to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *cells: Placement, **settings: object) -> None:
+        self.cells = {one.kernel: one for one in cells}
+        self.done: list[tuple[str, str, str]] = []
+        monkeypatch.setattr(verbs, "look", lambda *_: inventory([*self.cells.values()], [OLD, NEW], [SOURCE]))
+        monkeypatch.setattr(verbs.Verbs, "_do", self.do)
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        self.verbs = verbs.Verbs(Root(Path("/")), Settings.model_validate(settings), lambda _: None)
+
+    def do(self, _seen: Inventory, actions: Sequence[Action]) -> Result:
+        self.done += [(str(one.kind), one.kernel, one.origin) for one in actions]
+        for one in actions:
+            on = OLD if one.kernel == OLD.release else NEW
+            if one.kind in planner.MAKING:
+                self.cells[one.kernel] = taken_over(on, one.origin) if one.origin else built(on)
+        return Result()
+
+
+def test_autoinstall_takes_over_what_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, built(OLD), cell(NEW))
+    assert disk.verbs.autoinstall([NEW.release]) == [Autoinstalled(NEW.release, ("v4l/1.0",))]
+    assert disk.done == REUSED
+    both = Disk(monkeypatch, cell(OLD), cell(NEW))
+    assert both.verbs.autoinstall([]) == [Autoinstalled(one.release, ("v4l/1.0",)) for one in (OLD, NEW)]
+    assert both.done == [("build", OLD.release, ""), ("install", OLD.release, ""), *REUSED], "one after the other"
+
+
+def test_autoinstall_builds_what_is_only_likely_to_fit_or_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cells, settings in (
+        ((built(OLD), cell(NEW, symvers="other")), {"policy": Policy(reuse="compatible")}),
+        ((built(OLD), cell(NEW)), {"policy": Policy(reuse="never")}),
+        ((built(OLD), cell(NEW)), {"invocation": Invocation(force=True)}),
+    ):
+        disk = Disk(monkeypatch, *cells, **settings)
+        disk.verbs.autoinstall([NEW.release])
+        assert disk.done == BUILT, settings
+
+
+def test_a_build_that_is_named_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, built(OLD), cell(NEW))
+    disk.verbs.build("v4l", "1.0", [NEW.release], install=True)
+    assert disk.done == BUILT
 
 
 # --- what changed ---------------------------------------------------------------------------------------------------
