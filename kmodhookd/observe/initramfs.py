@@ -9,7 +9,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kmodhookd import store
@@ -24,16 +24,14 @@ LISTING_TIMEOUT = 60.0
 SETTLED = 0.2  # seconds: a change within one tick of the clock would be missed, were its size the same
 LISTERS = ("lsinitramfs", "lsinitcpio", "lsinitrd")  # of initramfs-tools, mkinitcpio, dracut
 MAX_CONFIGURATION = 1 << 20
-MKINITCPIO = r"^[ \t]*MODULES\+?=[(\"']([^)\"']*)"
-DRACUT = r"^[ \t]*(?:add_drivers|force_drivers)\+?=[\"']?([^\"'\n]*)"
-CONFIGURED = (  # where people and packages name modules, and how
-    ("/etc/initramfs-tools/modules", r"^[ \t]*([\w-]+)"),
-    ("/usr/share/initramfs-tools/modules.d/*", r"^[ \t]*([\w-]+)"),
-    ("/etc/mkinitcpio.conf", MKINITCPIO),
-    ("/etc/mkinitcpio.conf.d/*.conf", MKINITCPIO),
-    ("/etc/dracut.conf", DRACUT),
-    ("/etc/dracut.conf.d/*.conf", DRACUT),
-    ("/usr/lib/dracut/dracut.conf.d/*.conf", DRACUT),
+COMMENT = re.compile(r"(^|[ \t])#.*$", re.MULTILINE)
+LINES = re.compile(r"^[ \t]*()()([\w-]+)", re.MULTILINE)
+ARRAY = re.compile(r"^[ \t]*(MODULES)(\+?)=[(\"']([^)\"']*)", re.MULTILINE)
+WORDS = re.compile(r"^[ \t]*(add_drivers|force_drivers)(\+?)=[\"']?([^\"'\n]*)", re.MULTILINE)
+CONFIGURED = (  # by which tool people and packages name modules, how (variable, `+`, names), and where
+    ("mkinitramfs", LINES, ("/etc/initramfs-tools/modules", "/usr/share/initramfs-tools/modules.d/*")),
+    ("mkinitcpio", ARRAY, ("/etc/mkinitcpio.conf", "/etc/mkinitcpio.conf.d/*.conf")),
+    ("dracut", WORDS, ("/etc/dracut.conf", "/usr/lib/dracut/dracut.conf.d/*.conf", "/etc/dracut.conf.d/*.conf")),
 )
 
 
@@ -98,14 +96,31 @@ def images(root: Root, kernel: Kernel) -> list[Path]:
 
 
 def configured(root: Root) -> dict[str, str]:
-    """Modules that people want in every initramfs, by name with underscores, and the file that names each."""
+    """Modules that people want in every initramfs, by name with underscores, and the file that names each.
+
+    The lists of a tool that is gone count no more, as long as another is here.
+    """
+    here = {tool for tool, _, _ in CONFIGURED if which(root, tool)}
     names: dict[str, str] = {}
-    for pattern, syntax in CONFIGURED:
-        for place in _files(root, pattern):
-            for match in re.finditer(syntax, text(root, place, MAX_CONFIGURATION), re.MULTILINE):
-                for word in match[1].split():
-                    names.setdefault(canonical(word.removesuffix("?")), place)  # `x?`: mkinitcpio may do without
+    for tool, syntax, patterns in CONFIGURED:
+        if not here or tool in here:
+            places = [place for pattern in patterns for place in _files(root, pattern)]
+            for found in _said(root, syntax, places).values():
+                names = found | names
     return names
+
+
+def _said(root: Root, syntax: re.Pattern[str], places: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Variable → module → the file that names it. What is set anew (`=`) forgets what was said before."""
+    said: dict[str, dict[str, str]] = {}
+    for place in places:
+        for variable, more, words in syntax.findall(COMMENT.sub("", text(root, place, MAX_CONFIGURATION))):
+            known = said.setdefault(variable, {})
+            if variable and not more:
+                known.clear()
+            for word in words.split():
+                known.setdefault(canonical(word.removesuffix("?")), place)  # `x?`: mkinitcpio may do without
+    return said
 
 
 def command(root: Root, kernel: Kernel) -> list[str]:

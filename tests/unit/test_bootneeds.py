@@ -71,7 +71,7 @@ def test_modules_load_d_in_its_order(tmp_path: Path) -> None:
     [
         ("/etc/initramfs-tools/modules", "# comment\n acpi-call option=1\nzfs\n", {"acpi_call", "zfs"}),
         ("/usr/share/initramfs-tools/modules.d/zfs", "zfs\n", {"zfs"}),
-        ("/etc/mkinitcpio.conf", "#MODULES=(no)\nMODULES=(zfs\n  evdi?)\n", {"zfs", "evdi"}),
+        ("/etc/mkinitcpio.conf", "#MODULES=(no)\nMODULES=(zfs\n  # not jool\n  evdi?)\n", {"zfs", "evdi"}),
         ("/etc/mkinitcpio.conf.d/x.conf", "MODULES+=(zfs)\n", {"zfs"}),
         ("/etc/dracut.conf", 'add_drivers+=" zfs evdi "\n', {"zfs", "evdi"}),
         ("/etc/dracut.conf.d/x.conf", "force_drivers+=' zfs '\nomit_drivers+=' evdi '\n", {"zfs"}),
@@ -80,6 +80,20 @@ def test_modules_load_d_in_its_order(tmp_path: Path) -> None:
 )
 def test_what_every_initramfs_is_to_hold(tmp_path: Path, place: str, text: str, names: set[str]) -> None:
     assert initramfs.configured(trees.make(tmp_path, {place: text})) == dict.fromkeys(names, place)
+
+
+def test_what_is_set_anew_is_not_added_and_a_tool_that_is_gone_asks_for_nothing(tmp_path: Path) -> None:
+    drop_in = "/etc/mkinitcpio.conf.d/x.conf"
+    lists = {
+        "/etc/mkinitcpio.conf": "MODULES=(zfs)\n",
+        drop_in: "MODULES=(evdi)\nMODULES+=(jool)\n",
+        "/etc/initramfs-tools/modules": "left\n",
+    }
+    root = trees.make(tmp_path, lists)
+    assert set(initramfs.configured(root)) == {"evdi", "jool", "left"}, "no tool is to be seen"
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    initramfstools.tool(root, "mkinitcpio", "exit 0")
+    assert initramfs.configured(root) == {"evdi": drop_in, "jool": drop_in}
 
 
 def test_what_is_loaded_counts_on_the_machine_itself_alone(tmp_path: Path) -> None:
