@@ -24,12 +24,15 @@ unpack_wheels() {
         python3 -I -m zipfile -e "$wheel" "$new"
     done
     chmod -R u=rwX,go=rX "$new"
-    rm -rf "${LIBRARY:?}/site/$tag"
-    mv "$new" "$LIBRARY/site/$tag"
-    # What was unpacked for an interpreter that is gone.
-    for site in "$LIBRARY"/site/cp*; do
-        [ "$site" = "$LIBRARY/site/$tag" ] || rm -rf "$site"
+    # Moved away first: what runs meanwhile may put compiled files into it, and it could not be taken away in one go.
+    old=$LIBRARY/site/.old
+    rm -rf "$old" || true
+    mkdir -p "$old"
+    for site in "$LIBRARY"/site/cp*; do # also what was unpacked for an interpreter that is gone
+        [ ! -d "$site" ] || mv "$site" "$old/${site##*/}.$$"
     done
+    mv "$new" "$LIBRARY/site/$tag"
+    rm -rf "$old" || true
 }
 
 compile() {
