@@ -100,8 +100,7 @@ class Memory:
 
     def difference(self, signature: str, compute: Callable[[], str]) -> str:
         known = self._known.differences.get(signature)
-        found = self._used.differences[signature] = compute() if known is None else known
-        return found
+        return self._used.differences.setdefault(signature, compute() if known is None else known)
 
     def youngest(self, directory: str, signature: str, compute: Callable[[], float]) -> float:
         walked = self._used.walks.get(directory) or self._known.walks.get(directory)
@@ -333,8 +332,7 @@ def kernel_config(root: Root, release: str, directory: str = "", *, asked: str =
     places += [f"{root.inside(root.modules)}/{release}/config", f"/boot/config-{release}"]
     for inside in places:
         path = boot.reachable(root, inside)
-        found = _parse(_read(path, MAX_TEXT).decode("utf-8", "replace")) if path else {}
-        if found:
+        if path and (found := _parse(_read(path, MAX_TEXT).decode("utf-8", "replace"))):
             return found
     return {}
 
