@@ -26,8 +26,9 @@ def lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "users"
 
 
-def as_user(uid: int, *command: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command])
+def as_user(uid: int, *command: str, stdout: int | None = None) -> "subprocess.Popen[bytes]":
+    who = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    return subprocess.Popen([*who, *command], stdout=stdout)
 
 
 def started(uid: int, number: int = 1) -> None:
@@ -160,9 +161,14 @@ def test_one_that_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_that_is_always_another_process_is_ended() -> None:
     """Each forks the next and ends: whoever kills them one by one from a list comes too late for each."""
     with users.lend(ROOT) as (uid, *_):
-        as_user(uid, "env", 'HOP=sh -c "$HOP" &', "sh", "-c", 'sh -c "$HOP"').wait()
-        started(uid)
-    assert not users.processes_of(uid)
+        hopping = as_user(
+            uid, "env", 'HOP=printf .; sh -c "$HOP" &', "sh", "-c", 'sh -c "$HOP"', stdout=subprocess.PIPE
+        )
+        assert hopping.stdout is not None
+        assert hopping.stdout.read(20) == b"." * 20
+    assert set(hopping.stdout.read()) <= set(b"."), "its end comes when the last one has ended"
+    hopping.stdout.close()
+    hopping.wait()
 
 
 def test_one_that_no_look_finds_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
