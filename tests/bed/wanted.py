@@ -70,7 +70,7 @@ def settle(machine: Machine, *, check: bool = False, timeout: float = 300) -> "s
 def apt(machine: Machine, *words: str, env: Mapping[str, str] | None = None, check: bool = True) -> str:
     """Run apt-get non-interactively; what it printed, both streams."""
     command = ["sh", "-c", 'exec apt-get -y "$@" 2>&1', "sh", *words]
-    return machine.run(command, env={**APT_ENV, **(env or {})}, check=check, timeout=1200).stdout
+    return machine.run(command, env={**APT_ENV, **(env or {})}, check=check, timeout=3600).stdout
 
 
 def bus_property(machine: Machine, name: str) -> str:
