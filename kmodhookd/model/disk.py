@@ -255,7 +255,6 @@ class Placement(OfCell):
     fingerprint: str = ""  # of the inputs as they are now; "" when they cannot be read
     inputs: Inputs | None = None  # the same, part by part
     newer: tuple[str, ...] = ()  # files of the source that changed since what is installed was built; the first few
-    misfit: str = ""  # why what was taken over from another kernel fits no longer
     foreign_headers: bool = False  # the headers in `fingerprint` are not this kernel's own
     tools: str = ""  # of the compilers that are there: another one is a reason to try again, none to build again
     key: str = ""  # SHA-256 of the certificate that signs for this kernel now; "" = nothing is signed

@@ -167,7 +167,7 @@ def _prediction(at: _Look, kernel: Kernel, cell: Cell) -> tuple[str, str] | None
     if not coming or placement is None:
         return None
     others = [one for one in at.inventory.placements if one.module == cell.module and one.kernel != cell.kernel]
-    failed = [one for one in others if one.version == cell.version and _failed_for_good(one)]
+    failed = [one for one in others if one.version == cell.version and failed_for_good(one)]
     for other in failed:
         there = at.kernels[other.kernel]
         if there.headers.fingerprint == kernel.headers.fingerprint != "" and other.failure is not None:
@@ -188,7 +188,7 @@ def _prediction(at: _Look, kernel: Kernel, cell: Cell) -> tuple[str, str] | None
     return text, f"kmodhookctl reconcile --wait -k {kernel.release}"
 
 
-def _failed_for_good(placement: Placement) -> bool:
+def failed_for_good(placement: Placement) -> bool:
     """Whether it failed for what it was made from, and that is still so."""
     failure = placement.failure
     return failure is not None and failure.cause not in OF_THE_MOMENT and cell_rules.failure_stands(placement)

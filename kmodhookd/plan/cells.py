@@ -257,7 +257,8 @@ def _stale(placement: Placement, context: Context) -> Verdict:
         verdict = "it was built with headers that are not this kernel's own, and may not load"
         return State.STALE, Fact(fact="headers", verdict=verdict, remedy=context.kernel.headers.command)
     signed = placement.record is not None and not _key_agrees(placement, placement.record.installed_key)
-    still = f"no longer fits: {placement.misfit}" if placement.misfit else "still loads"
+    wrong = loading.misfit(placement, context.verdicts)
+    still = f"does not fit any more: {wrong}" if wrong else "still loads"
     verdict = f"{placement.outdated or staleness.reason(placement, other_key=signed)}; what is installed {still}"
     remedy = _failure_text(placement) or "it is built again by itself"
     return State.STALE, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)

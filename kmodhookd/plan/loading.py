@@ -3,7 +3,12 @@
 
 from collections.abc import Iterator, Mapping
 
-from kmodhookd.model import Fact, Placement, Verdict
+from kmodhookd.model import Fact, Placement, Refusal, Verdict
+
+# What only another build helps against: not keys, blacklists, or other modules that are not there.
+OF_THE_BUILD = frozenset(
+    {Refusal.VERMAGIC, Refusal.UNKNOWN_SYMBOL, Refusal.SYMBOL_VERSION, Refusal.GPL_ONLY, Refusal.NAMESPACE, Refusal.BTF}
+)
 
 
 def of(placement: Placement, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
@@ -18,6 +23,13 @@ def loads(placement: Placement, verdicts: Mapping[str, Verdict]) -> bool | None:
     if False in said:
         return False
     return None if None in said or not said else True
+
+
+def misfit(placement: Placement, verdicts: Mapping[str, Verdict]) -> str:
+    """Why a module of ours that is there does not fit the kernel, as a sentence; "" when nothing of that is known."""
+    said = (verdicts[artifact.path] for artifact in placement.installed if artifact.path in verdicts)
+    reasons = (reason for verdict in said if not verdict.builtin for reason in verdict.reasons)
+    return next((reason.sentence for reason in reasons if reason.kind in OF_THE_BUILD), "")
 
 
 def facts(placement: Placement, verdicts: Mapping[str, Verdict]) -> Iterator[Fact]:

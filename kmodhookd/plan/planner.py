@@ -23,7 +23,19 @@ from kmodhookd.model import (
     State,
     Target,
 )
-from kmodhookd.plan import aside, boot, cells, chain, decisions, dependencies, intree, registrations, reuse, warnings
+from kmodhookd.plan import (
+    aside,
+    boot,
+    cells,
+    chain,
+    decisions,
+    dependencies,
+    intree,
+    registrations,
+    reuse,
+    warnings,
+    withdrawal,
+)
 from kmodhookd.plan.versions import compare
 from kmodhookd.settings import Settings
 
@@ -219,8 +231,10 @@ def _work(picture: _Picture, rebuild: Sequence[Target], now: float, *, held: boo
             work.removals += _retire_source(picture, placement)
         else:
             _build_work(picture, placement, rebuild, now, work)
-            if placement.misfit and not kernel.running and not any(placement.cell == one.cell for one in work.actions):
-                work.removals += _retire(placement, placement.misfit)
+            pending = any(placement.cell == one.cell for one in work.actions) or _unsettled(kernel, source, now)
+            wrong = "" if pending else withdrawal.reason(placement, kernel, picture.inventory.verdicts)
+            if wrong and picture.cells[placement.module, placement.version, placement.kernel].wanted:
+                work.removals.append(act(ActionKind.UNINSTALL, placement, wrong))
     return work
 
 

@@ -14,7 +14,7 @@ from worlds import kernel
 
 from kmodhookd.act.reuse import provenance
 from kmodhookd.errors import Fault
-from kmodhookd.model import OF_HEADERS, HeadersState, Inputs, Placement, Provenance, Record
+from kmodhookd.model import OF_HEADERS, HeadersState, Placement, Provenance, Record
 from kmodhookd.observe import compilers, families, inputs, misfits
 from kmodhookd.observe.elf import read_module
 from kmodhookd.observe.inventory import look
@@ -193,23 +193,3 @@ def test_what_speaks_against_a_module_that_the_loader_does_not_ask_for(tmp_path:
     (tmp_path / "no.ko").write_bytes(b"no module")
     with pytest.raises(Fault):
         misfits.oddity(tmp_path / "no.ko", own)
-
-
-def test_what_fits_no_longer_is_told_only_of_a_kernels_own_headers(tmp_path: Path) -> None:
-    place = f"/usr/src/linux-headers-{NEW}"
-    root = trees.make(
-        tmp_path, {f"{place}/Module.symvers": "0x00000001\tprintk\tvmlinux\tEXPORT_SYMBOL\t\n", "/m": None}
-    )
-    modules.build(root.path("/m/taken.ko"), release=OLD)
-    now = Inputs(source="", recipe="", symvers="now", config="", layout="")
-    provenance = Provenance(inputs=now.model_copy(update={"symvers": "then"}), origin=OLD)
-    names = {"module": "taken", "version": "1", "kernel": NEW, "arch": "x86_64", "fingerprint": ""}
-    files = [{"path": "/m/taken.ko", "sha256": ""}]
-    record = Record.model_validate({**names, "files": files, "installed_provenance": provenance})
-    for state, told in ((HeadersState.PRESENT, "printk has another version"), (HeadersState.MISMATCHED, "")):
-        here = kernel(NEW)
-        here = here.model_copy(update={"headers": here.headers.model_copy(update={"directory": place, "state": state})})
-        said = misfits.misfit(root, here, record, now)
-        assert said.startswith(told) and bool(said) is bool(told)
-        own = record.model_copy(update={"installed_provenance": provenance.model_copy(update={"origin": ""})})
-        assert misfits.misfit(root, here, own, now) == "", "built for this kernel: that is stale, and nothing more"

@@ -9,21 +9,31 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from worlds import NOW, installed, inventory, kernel, placement, source
+from respins import (
+    BUILT,
+    FLAGS,
+    INPUTS,
+    NEW,
+    OLD,
+    REUSED,
+    SOURCE,
+    asking,
+    built,
+    cell,
+    done,
+    failed,
+    on,
+    plan,
+    taken_over,
+)
+from worlds import inventory
 
 from kmodhookd.model import (
     Action,
-    Failure,
-    FailureClass,
-    HeaderInputs,
-    Headers,
-    HeadersState,
     Inputs,
     Inventory,
     Kernel,
     Placement,
-    Plan,
-    Provenance,
     State,
     Target,
 )
@@ -32,85 +42,6 @@ from kmodhookd.root import Root
 from kmodhookd.settings import Invocation, Policy, Settings
 from kmodhookd.verbs import verbs
 from kmodhookd.verbs.result import Autoinstalled, Result
-
-FLAGS = "SMP preempt mod_unload modversions"
-SOURCE = source("v4l")
-HEADERS = HeaderInputs(
-    symvers="s", config="c", layout="l", version="6.1.192", compiler="gcc-12 (x) 12.2.0", modversions=True
-)
-INPUTS = Inputs(
-    source="v4l",
-    recipe="{}",
-    symvers="s",
-    config="c",
-    layout="l",
-    version="6.1.192",
-    compiler="gcc-12 (x) 12.2.0",
-    tool="t",
-)
-
-
-def on(release: str, flavour: str = "amd64", **headers: object) -> Kernel:
-    inputs = HEADERS.model_copy(update=headers)
-    made = Headers(state=HeadersState.PRESENT, fingerprint=f"of {release}", inputs=inputs)
-    return kernel(release, flavour=flavour, vermagic=f"{release} {FLAGS}").model_copy(update={"headers": made})
-
-
-def cell(where: Kernel, **inputs: object) -> Placement:
-    return placement(SOURCE, where).model_copy(update={"inputs": INPUTS.model_copy(update=inputs)})
-
-
-def asking(where: Kernel, **asks: object) -> Placement:
-    """A cell whose dkms.conf says something more."""
-    base = cell(where)
-    assert base.recipe is not None
-    return base.model_copy(update={"recipe": base.recipe.model_copy(update=asks)})
-
-
-def built(where: Kernel, **inputs: object) -> Placement:
-    """Built for its kernel, and installed there."""
-    return there(cell(where, **inputs), Provenance())
-
-
-def taken_over(where: Kernel, origin: str, *, provisional: bool = False) -> Placement:
-    """Installed there, built for another kernel."""
-    return there(cell(where), Provenance(origin=origin, provisional=provisional))
-
-
-def there(base: Placement, provenance: Provenance) -> Placement:
-    made = installed(base)
-    assert made.record is not None
-    stored = made.stored[0].model_copy(update={"vermagic": f"{base.kernel} {FLAGS}"})
-    said = provenance.model_copy(update={"inputs": base.inputs})
-    record = made.record.model_copy(update={"provenance": said, "installed_provenance": said})
-    return made.model_copy(update={"record": record, "stored": (stored,), "installed": (stored,)})
-
-
-def failed(base: Placement) -> Placement:
-    module, version, release, arch = base.cell
-    names = {"module": module, "version": version, "kernel": release, "arch": arch}
-    failure = Failure.model_validate(
-        {**names, "cause": FailureClass.SOURCE, "reason": "x", "fingerprint": base.fingerprint}
-    )
-    return base.model_copy(update={"failure": failure})
-
-
-OLD, NEW = on("6.1.0-55-amd64"), on("6.1.0-56-amd64")
-
-
-def plan(placements: list[Placement], kernels: list[Kernel], reuse: str = "auto", **options: object) -> Plan:
-    settings = Settings(policy=Policy.model_validate({"reuse": reuse}))
-    stable = bool(options.pop("stable_abi", False))
-    world = inventory(placements, kernels, [SOURCE], stable_abi=stable)
-    return planner.make(world, settings, **{"now": NOW, **options})  # type: ignore[arg-type]
-
-
-def done(made: Plan) -> list[tuple[str, str, str]]:
-    return [(str(one.kind), one.kernel, one.origin) for one in made.actions]
-
-
-REUSED = [("reuse", NEW.release, OLD.release), ("install", NEW.release, "")]
-BUILT = [("build", NEW.release, ""), ("install", NEW.release, "")]
 
 
 def test_equal_inputs_are_the_same_module() -> None:
@@ -235,20 +166,6 @@ def test_a_provisional_one_that_the_gate_kept_out_goes_in_first() -> None:
     record = taken.record.model_copy(update={"files": (), "installed_fingerprint": "", "installed_provenance": None})
     waiting = taken.model_copy(update={"record": record, "installed": (), "active": False})
     assert done(plan([waiting], [NEW], reuse="compatible")) == [("install", NEW.release, "")]
-
-
-def test_what_fits_no_longer_goes_when_it_cannot_be_built() -> None:
-    taken = taken_over(NEW, OLD.release)
-    changed = cell(NEW, symvers="other")
-    misfit = taken.model_copy(
-        update={"inputs": changed.inputs, "fingerprint": "now", "misfit": "printk has another version"}
-    )
-    assert done(plan([misfit], [NEW])) == BUILT, "built if it can be"
-    made = plan([failed(misfit)], [NEW])
-    assert [kind for kind, *_ in done(made)] == ["uninstall", "unbuild"]
-    assert "no longer fits: printk has another version" in made.cells[0].facts[0].verdict
-    running = NEW.model_copy(update={"running": True})
-    assert done(plan([failed(misfit)], [running])) == [], "never of the running kernel"
 
 
 # --- by a verb --------------------------------------------------------------------------------------------------------
