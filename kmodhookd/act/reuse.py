@@ -7,13 +7,14 @@ The DKMS tree holds a copy, as if it had been built for this kernel: real DKMS c
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kmodhookd.act import transaction
 from kmodhookd.act.product import own_module
 from kmodhookd.act.resign import carry
 from kmodhookd.act.sign import Signer
 from kmodhookd.act.stored import Built
 from kmodhookd.errors import Fault
 from kmodhookd.model import HeadersState, Kernel, Placement, Provenance
-from kmodhookd.observe import elf, kernelfacts, misfits, modtree
+from kmodhookd.observe import decisions, elf, kernelfacts, misfits, modtree
 from kmodhookd.observe.enforcement import Machine
 from kmodhookd.plan import reuse
 from kmodhookd.plan.verdict import judge_all
@@ -37,7 +38,7 @@ def take_over(
 ) -> Built:
     """What was built for the donor's kernel, for this one; to be stored like a build, with the donor's log.
 
-    `Unfit` when it does not fit or is not there any more; `BuildFailed` when it fits and cannot be signed or copied.
+    `Unfit` when it does not fit or is not what was planned with; `BuildFailed` when it fits and cannot be signed or copied.
     """
     recipe, record = placement.recipe, donor.record
     assert recipe is not None
@@ -60,9 +61,21 @@ def take_over(
         if wrong:
             raise Unfit(f"{module.name}: {wrong}")
 
-    origin = provenance(placement, kernel, donor).origin
+    origin = provenance(settings, placement, kernel, donor).origin
     note = f"Taken over for {kernel.release}: built for {origin}; {kernel.release} exports every symbol it imports, as it was."
-    return carry(root, settings, kernel, recipe, record, signer, check=check, note=note, doing="taking it over")
+    built = carry(root, settings, kernel, recipe, record, signer, check=check, note=note, doing="taking it over")
+    if not _is_as_planned(root, donor):  # no lock kept others from building it again meanwhile
+        built.workspace.remove()
+        raise Unfit(f"{directory} is another build by now")
+    return built
+
+
+def _is_as_planned(root: Root, donor: Placement) -> bool:
+    """Whether a build is, on record and byte for byte, the one that was looked at."""
+    then, now = donor.record, decisions.record(root, donor.cell)
+    if then is None or now is None or (then.provenance, then.built) != (now.provenance, now.built):
+        return False
+    return all(transaction.is_file(root.resolve(file.path), file.sha256) for file in donor.stored)
 
 
 def _check(root: Root, settings: Settings, kernel: Kernel, paths: Sequence[str]) -> None:
@@ -84,11 +97,13 @@ def _check(root: Root, settings: Settings, kernel: Kernel, paths: Sequence[str])
             raise Unfit(f"{verdict.module}: {wrong}")
 
 
-def provenance(placement: Placement, kernel: Kernel, donor: Placement | None) -> Provenance:
+def provenance(settings: Settings, placement: Placement, kernel: Kernel, donor: Placement | None) -> Provenance:
     """What is on record of a build for a kernel, or of one that was taken over from `donor`."""
+    said = settings.invocation.of(placement.module, placement.version)
+    one_off = said.plain != said
     own_headers = kernel.headers.state is HeadersState.PRESENT
     if donor is None:
-        return Provenance(inputs=placement.inputs, own_headers=own_headers)
+        return Provenance(inputs=placement.inputs, own_headers=own_headers, one_off=one_off)
     before = donor.record.provenance if donor.record is not None else None
     origin = (before.origin if before is not None else "") or donor.kernel
     provisional = not reuse.is_identical(donor, placement)

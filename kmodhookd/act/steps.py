@@ -205,7 +205,7 @@ class Work:
         signer = Signer(*on, recipe, tokens=self._tokens, cancel=cancel)
         donor = now.placements.get((action.module, action.version, action.origin))
         built = self._taken_over(action, placement, donor, kernel, signer, job) if donor is not None else None
-        made: Provenance | None = provenance(placement, kernel, donor if built is not None else None)
+        made: Provenance | None = provenance(self.settings, placement, kernel, donor if built is not None else None)
         job.origin = made.origin if made is not None else ""
         if built is None and action.reason not in (ASKED, RENEWAL) and cells.is_compiled(placement):
             built = resign(*on, placement, signer, progress=tell)

@@ -49,8 +49,8 @@ class Reuse:
 
 
 def level(settings: Settings, *, stable_abi: bool) -> Level:
-    """How far policy goes on this system."""
-    policy = settings.policy.reuse
+    """How far policy goes on this system. What one call asks for beyond the files, nobody else has built."""
+    policy = settings.policy.reuse if settings.invocation.plain == settings.invocation else "never"
     if policy == "auto":
         return "compatible" if stable_abi else "identical"
     return policy
@@ -128,7 +128,9 @@ def _offers(placement: Placement) -> bool:
     """Whether what lies in the DKMS tree is a build of ours for good, whole and as it was made."""
     record = placement.record
     provenance = record.provenance if record is not None else None
-    if record is None or provenance is None or provenance.inputs is None or provenance.provisional:
+    if record is None or provenance is None or provenance.inputs is None:
+        return False
+    if provenance.provisional or provenance.one_off:
         return False
     if not placement.built or not placement.stored or any(one.problem for one in placement.stored):
         return False

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Taking over a build: whether its modules fit, with each other and with what is there, and what becomes of it otherwise."""
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +16,27 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import installed, inventory, kernel, placement, source
 
-from kmodhookd.act import failures, reuse, steps
+from kmodhookd.act import failures, reuse, steps, transaction
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.act.rounds import Round
+from kmodhookd.act.sign import Signer
 from kmodhookd.errors import Fault
-from kmodhookd.model import Action, ActionKind, FailureClass, Headers, HeadersState, Kernel, Plan, Provenance, Recipe
+from kmodhookd.model import (
+    Action,
+    ActionKind,
+    Artifact,
+    BuiltModule,
+    FailureClass,
+    Headers,
+    HeadersState,
+    Kernel,
+    Placement,
+    Plan,
+    Provenance,
+    Recipe,
+    Record,
+)
 from kmodhookd.observe import decisions
 from kmodhookd.plan import planner
 from kmodhookd.protocol import WorkerEvent
@@ -120,6 +137,54 @@ def test_type_information_of_another_kernel(root: Root) -> None:
         check(root, "low.ko")
     config.write_text(config.read_text() + "CONFIG_MODULE_ALLOW_BTF_MISMATCH=y\n")
     check(root, "low.ko")
+
+
+# --- is it what was planned with --------------------------------------------------------------------------------------
+
+
+def altered(root: Root, donor: Placement) -> None:
+    root.path(donor.stored[0].path).write_bytes(b"another")
+
+
+def built_again(root: Root, donor: Placement) -> None:
+    assert donor.record is not None
+    decisions.save_record(root, donor.record.model_copy(update={"built": 2.0}))
+
+
+def of_other_inputs(root: Root, donor: Placement) -> None:
+    assert donor.record is not None
+    decisions.save_record(root, donor.record.model_copy(update={"provenance": None}))
+
+
+@pytest.mark.parametrize("meanwhile", [None, altered, built_again, of_other_inputs])
+def test_a_build_that_is_another_by_now_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[Root, Placement], None] | None
+) -> None:
+    foo = source("foo")
+    there = f"/var/lib/dkms/foo/1.0/{OLDER}/x86_64/module/foo.ko"
+    made = trees.make(tmp_path, {there: "as planned"})
+    names = {"module": "foo", "version": "1.0", "arch": "x86_64"}
+    stored = Artifact(path=there, module="foo", sha256=transaction.checksum(made.path(there)))
+    record = Record.model_validate(
+        {**names, "kernel": OLDER, "fingerprint": "", "provenance": Provenance(), "built": 1.0}
+    )
+    donor = placement(foo, kernel(OLDER), stored=(stored,), record=record)
+    decisions.save_record(made, record)
+    recipe = Recipe.model_validate({**names, "kernel": K, "modules": [BuiltModule(built_name="foo", dest_name="foo")]})
+    removed: list[bool] = []
+
+    def carry(*_: object, **__: object) -> SimpleNamespace:
+        if meanwhile is not None:
+            meanwhile(made, donor)
+        return SimpleNamespace(workspace=SimpleNamespace(remove=lambda: removed.append(True)))
+
+    monkeypatch.setattr(reuse, "carry", carry)
+    monkeypatch.setattr(reuse, "_check", lambda *_: None)
+    here = placement(foo, KERNEL, recipe=recipe)
+    signer = Signer(made, Settings(), KERNEL, recipe)
+    with contextlib.nullcontext() if meanwhile is None else pytest.raises(reuse.Unfit, match="another build by now"):
+        reuse.take_over(made, Settings(), KERNEL, here, donor, signer, progress=lambda *_: None)
+    assert removed == ([] if meanwhile is None else [True]), "nothing is left behind"
 
 
 # --- and otherwise ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from kmodhookd.observe.elf import read_module
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import staleness
 from kmodhookd.root import Root
-from kmodhookd.settings import Settings
+from kmodhookd.settings import Invocation, Settings
 from kmodhookd.store import load, save
 
 OLD, NEW = "6.1.0-55-amd64", "6.1.0-56-amd64"
@@ -114,8 +114,31 @@ def test_without_headers_the_rest_can_still_be_told(root: Root) -> None:
 
 @pytest.mark.parametrize("state", HeadersState)
 def test_with_whose_headers_it_was_made_is_on_record(root: Root, state: HeadersState) -> None:
-    made = provenance(placements(root)[NEW], kernel(NEW, state), None)
+    made = provenance(Settings(), placements(root)[NEW], kernel(NEW, state), None)
     assert made.own_headers is (state is HeadersState.PRESENT)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"directives": ("MAKE=make DEBUG=1",)},
+        {"conf": "/tmp/dkms.conf"},
+        {"kernel_config": "/tmp/config"},
+        {"kernel_source_dir": "/tmp/linux"},
+    ],
+)
+def test_what_one_call_asked_for_is_no_build_for_others(root: Root, asked: dict[str, object]) -> None:
+    """It is not stale for that, and to the next kernel it would be given as what the files say."""
+    one = placements(root)[NEW]
+
+    def made(**more: object) -> Provenance:
+        settings = Settings(invocation=Invocation.model_validate({**asked, **more}))
+        return provenance(settings, one, kernel(NEW), None)
+
+    assert made().one_off and made(module="v4l", version="1.0").one_off and made().inputs == one.inputs
+    assert made(module="other").one_off is ("kernel_config" in asked or "kernel_source_dir" in asked)
+    plain = Settings(invocation=Invocation(force=True, depmod=False))
+    assert not provenance(plain, one, kernel(NEW), None).one_off
 
 
 def test_files_that_make_it_stale_are_named(root: Root) -> None:

@@ -25,18 +25,11 @@ from respins import (
     on,
     plan,
     taken_over,
+    there,
 )
 from worlds import inventory
 
-from kmodhookd.model import (
-    Action,
-    Inputs,
-    Inventory,
-    Kernel,
-    Placement,
-    State,
-    Target,
-)
+from kmodhookd.model import Action, Inputs, Inventory, Kernel, Placement, Provenance, State, Target
 from kmodhookd.plan import planner
 from kmodhookd.root import Root
 from kmodhookd.settings import Invocation, Policy, Settings
@@ -93,6 +86,15 @@ def test_nothing_is_taken_from_what_is_not_as_it_was_made() -> None:
     for stored in ((altered,), (broken,), ()):
         kinds = done(plan([other.model_copy(update={"stored": stored}), cell(NEW)], [OLD, NEW]))
         assert ("reuse", NEW.release, OLD.release) not in kinds, stored
+
+
+def test_what_one_call_asked_for_is_not_given_away_and_not_found_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    special = there(cell(OLD), Provenance(one_off=True))
+    assert done(plan([special, cell(NEW)], [OLD, NEW])) == BUILT
+    asked = Invocation(directives=("MAKE=make DEBUG=1",))
+    disk = Disk(monkeypatch, built(OLD), cell(NEW), invocation=asked)
+    disk.verbs.autoinstall([NEW.release])
+    assert disk.done == BUILT
 
 
 def test_of_two_kernels_that_lack_it_one_waits_for_the_other() -> None:
