@@ -47,7 +47,7 @@ def sentence(answer: Answer) -> str:
         return "which kernel the next boot takes cannot be told: none was found"
     kernel = answer.kernel + (", which the next boot takes," if answer.is_next else "")
     if answer.verdict == "ready":
-        besides = "; what it lacks is not in policy.required:" if answer.reasons else ""
+        besides = "; what speaks against it is not decisive:" if answer.reasons else ""
         return f"{kernel} is ready to boot with its modules{besides}"
     if answer.verdict == "not-ready":
         return f"{kernel} is not ready to boot:"

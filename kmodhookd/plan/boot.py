@@ -17,7 +17,7 @@ from kmodhookd.model import (
     State,
 )
 from kmodhookd.plan import cells as cell_rules
-from kmodhookd.plan import initramfs, loading
+from kmodhookd.plan import initramfs, loading, reuse
 from kmodhookd.settings import Settings
 
 FINE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
@@ -213,7 +213,14 @@ def _in_place(at: _Look, kernel: Kernel, cell: Cell) -> list[_Reason]:
         return []
     rank = at.why(cell).rank
     found = _findings(at, kernel, placement)
-    return [_Reason(cell.module, text, remedy, at.decides(cell), rank) for text, remedy in found]
+    told = [_Reason(cell.module, text, remedy, at.decides(cell), rank) for text, remedy in found]
+    failure = placement.failure
+    if reuse.installed(placement).provisional and failure is not None and cell_rules.failure_stands(placement):
+        # It loads, as far as the versions of symbols tell.
+        text = f"built for {cell.origin}, and only likely to be right here: its own build failed: {failure.reason}"
+        log = f"kmodhookctl log {cell.module}/{cell.version} -k {cell.kernel}"
+        told.append(_Reason(cell.module, text, failure.remedy or log, False, rank))
+    return told
 
 
 def _findings(at: _Look, kernel: Kernel, placement: Placement) -> Iterator[tuple[str, str]]:

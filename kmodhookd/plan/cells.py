@@ -241,7 +241,8 @@ def _reused(placement: Placement, context: Context) -> Verdict:
     release = reuse.origin(placement, context.kernel)
     if reuse.installed(placement).origin and is_installed(placement) and is_current(placement):
         paths = ", ".join(artifact.path for artifact in placement.installed)
-        why = f"built for {release}; {reuse.why(placement)}"
+        failed = placement.failure if failure_stands(placement) else None
+        why = f"built for {release}; {reuse.why(placement, failed)}"
         return State.REUSED, Fact(fact="installed files", verdict=f"{paths}: {why}")
     if not is_linked(placement):
         return None

@@ -10,7 +10,7 @@ is done (`act.reuse`): what does not fit is built.
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from kmodhookd.model import Inputs, Inventory, Kernel, Placement, Provenance
+from kmodhookd.model import Failure, Inputs, Inventory, Kernel, Placement, Provenance
 from kmodhookd.settings import Settings
 
 Level = Literal["never", "identical", "compatible"]
@@ -107,10 +107,11 @@ def kernel_of(path: str, here: Kernel) -> str:
     return release if release != here.release else ""
 
 
-def why(placement: Placement) -> str:
-    """Why what was taken over is right here, as a clause."""
+def why(placement: Placement, failed: Failure | None) -> str:
+    """Why what was taken over is right here, as a clause. `failed`: the attempt to build it for real."""
     if installed(placement).provisional:
-        return "every symbol that it imports has the same version here; it is built for real when there is time"
+        then = f"building it for real failed: {failed.reason}" if failed else "it is built for real when there is time"
+        return f"every symbol that it imports has the same version here; {then}"
     return "source, compiler, and the headers' symbols and configuration are the same here"
 
 

@@ -64,7 +64,7 @@ def test_sentences(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == f"{K2}, which the next boot takes, is ready to boot with its modules\n"
     daemon.reasons = [REASON]
     cli.main(["check", "-k", K1])
-    assert capsys.readouterr().out.startswith(f"{K1} is ready to boot with its modules; what it lacks is not in policy")
+    assert capsys.readouterr().out.startswith(f"{K1} is ready to boot with its modules; what speaks against it is not")
     daemon.verdict = "not-ready"
     cli.main(["check"])
     assert capsys.readouterr().out == (

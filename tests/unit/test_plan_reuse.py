@@ -161,6 +161,19 @@ def test_a_provisional_one_is_built_when_nobody_waits_and_is_given_to_nobody() -
     assert done(given) == [("build", last.release, "")]
 
 
+def test_a_provisional_one_that_cannot_be_built_is_told_of() -> None:
+    """It loads, so it stays and the boot is not held up; but nobody is to believe that a real build is still to come."""
+    taken = taken_over(NEW, OLD.release, provisional=True)
+    for one, failing in ((taken, False), (failed(taken), True), (failed(taken_over(NEW, OLD.release)), False)):
+        made = plan([one], [NEW], reuse="compatible")
+        (verdict,), (here,) = made.boot, made.cells
+        assert (verdict.verdict, here.state) == ("ready", State.REUSED)
+        assert ("building it for real failed: x" in here.facts[0].verdict) is failing
+        assert ("when there is time" in here.facts[0].verdict) is (one is taken)
+        said = [(text.endswith("its own build failed: x"), remedy) for _, text, remedy in verdict.reasons]
+        assert said == ([(True, f"kmodhookctl log v4l/1.0 -k {NEW.release}")] if failing else [])
+
+
 def test_a_provisional_one_that_the_gate_kept_out_goes_in_first() -> None:
     """It is there at once when the transaction is over, and not only after its real build."""
     taken = taken_over(NEW, OLD.release, provisional=True)
