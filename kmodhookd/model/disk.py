@@ -118,6 +118,7 @@ class Source(Noun):
     gone: bool = False  # the package database says that it was removed: positive evidence
     unpacked: bool = False  # its package is not configured yet: the package's own scripts are about to register it
     fingerprint: str = ""  # of every file's content and mode; "" when unreadable
+    looks_up: tuple[str, ...] = ()  # what its files name that is each kernel's own: System.map, kallsyms, its name
     youngest: float = 0.0  # newest change in it (POSIX seconds)
     problem: str = ""  # why it cannot be used, as a sentence; "" when it can
     remedy: str = ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a build is made from, part by part, and where what lies there comes from.
 
-No part says for which kernel: builds of equal `Inputs` are the same module, whatever their kernels are called.
+No part but `kernel` says for which one: builds of equal `Inputs` are the same module, whatever their kernels are called.
 """
 
 from kmodhookd.model.base import Noun
@@ -26,6 +26,7 @@ class HeaderInputs(Noun):
     symvers: str  # SHA-256 of Module.symvers
     config: str  # SHA-256 of the configuration, without the compiler's and without the kernel's name
     layout: str  # the same of the settings alone that decide what code of another build must be like to fit
+    files: str = ""  # SHA-256 over the header files themselves
     version: str = ""  # LINUX_VERSION_CODE, in words: "6.1.192"
     compiler: str = ""  # what made the kernel: CONFIG_CC_VERSION_TEXT
     insisted: str = ""  # the compiler that the headers insist on, by name
@@ -43,9 +44,13 @@ class Inputs(Noun, extra="ignore"):
     symvers: str  # "" = there are no headers now: none of their parts can be told
     config: str
     layout: str
+    headers: str = ""  # of the header files: two kernels are compared by it, a build does not get stale for it
     version: str = ""
     compiler: str = ""
     tool: str = ""  # the compiler that there is: its name, what it says of itself, the hash of its program; "" = none
+    kernel: str = (
+        ""  # its release, when the source looks up what only this one says (System.map): a build is for it alone
+    )
     dependencies: str = ""  # hash of what other modules of ours hand over
 
 

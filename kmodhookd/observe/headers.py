@@ -11,24 +11,23 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from kmodhookd import store
 from kmodhookd.errors import InvalidArgument
 from kmodhookd.model import HeaderInputs, Headers, HeadersState, Remembered
 from kmodhookd.observe import belonging, boot, inputs
 from kmodhookd.observe.families import Family
+from kmodhookd.observe.headertree import MAX_TEXT, Tree, contents, newest, read
 from kmodhookd.root import Root
 
-MAX_TEXT = 16 << 20
-MAX_ENTRIES = 200_000  # Debian's headers have 16 000 entries, a whole kernel source 90 000
 SETTLED = 60.0  # seconds without a change after which a tree is not walked again until something at its top changes
-INCLUDE = re.compile(rb"^\s*include\s+(/\S+)", re.MULTILINE)
+SAME_TICK = 2.0  # seconds: a younger tree is read again, for a second change within one tick of the clock
 UTS_RELEASE = re.compile(r'#define\s+UTS_RELEASE\s+"([^"]*)"')
 # What the outcome of a build depends on: exported symbols, configuration, compiler, release. Module.symvers stands for
-# the header files proper: what a symbol's type is made of is in its CRC.
+# the header files proper: what a symbol's type is made of is in its CRC. Only where two kernels are compared, the files
+# themselves count as well (`headertree.contents`).
 INPUTS = (
     "Module.symvers",
     "include/config/auto.conf",
@@ -74,6 +73,7 @@ class _Walked(Remembered):
 class _Stored(Remembered):
     fingerprints: dict[str, str] = {}
     inputs: dict[str, HeaderInputs] = {}
+    contents: dict[str, str] = {}
     walks: dict[str, _Walked] = {}
     differences: dict[str, str] = {}
 
@@ -98,6 +98,13 @@ class Memory:
         self._used.inputs[signature] = known
         return known
 
+    def contents(self, signature: str, youngest: float, compute: Callable[[], str]) -> str:
+        key = f"{signature} {youngest}"
+        known = self._used.contents.get(key) or self._known.contents.get(key) or compute()
+        if time.time() - youngest > SAME_TICK:
+            self._used.contents[key] = known
+        return known
+
     def difference(self, signature: str, compute: Callable[[], str]) -> str:
         known = self._known.differences.get(signature)
         return self._used.differences.setdefault(signature, compute() if known is None else known)
@@ -118,57 +125,11 @@ class Memory:
         self._known = self._used.model_copy(deep=True)
 
 
-class _Tree:
-    """A header tree, its files reached with links followed inside the root."""
-
-    def __init__(self, root: Root, directory: str) -> None:
-        self.root = root
-        self.directory = directory
-
-    def at(self, name: str) -> Path:
-        return self.root.resolve(f"{self.directory}/{name}")
-
-    def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
-        return _read(self.at(name), limit)
-
-    def text(self, name: str) -> str:
-        return self.read(name).decode("utf-8", "replace")
-
-    def referred_to(self) -> Iterator[str]:
-        """What the headers take from elsewhere: the Makefile's includes, and the links at the top."""
-        for raw in INCLUDE.findall(self.read("Makefile", 1 << 16)):
-            yield os.fsdecode(raw)
-        for name in ("scripts", "tools"):
-            link = self.root.resolve(f"{self.directory}/{name}", follow_last=False)
-            if link.is_symlink():
-                yield os.path.normpath(os.path.join(self.directory, os.readlink(link)))
-
-    def spots(self) -> tuple[str, ...]:
-        """Directories worth a watch: its own upper ones, and those of the part that flavours share."""
-        shared = sorted({os.path.dirname(needed) for needed in self.referred_to()})
-        below = ("", "/include", "/include/config", "/include/generated")
-        names = [f"{top}{name}" for top in (self.directory, *shared) for name in below]
-        return tuple(name for name in names if self.root.resolve(name).is_dir())
-
-    def signature(self, names: Sequence[str]) -> str:
-        """Of the stats of some of its files; one that is missing counts as such."""
-        parts = []
-        for name in names:
-            try:
-                status = os.lstat(self.at(name))
-            except OSError:
-                parts.append("-")
-            else:
-                times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
-                parts.append(f"{status.st_dev}:{status.st_ino}:{status.st_size}:{times}")
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
 def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Headers:
     """The headers of one kernel. `memory` is read and written."""
-    tree: _Tree | None = None
+    tree: Tree | None = None
     try:
-        tree = _Tree(root, _directory(root, subject))
+        tree = Tree(root, _directory(root, subject))
         config = _parse(tree.text(inputs.CONFIGS[0])) or _parse(tree.text(inputs.CONFIGS[1]))
         _check_complete(tree, config)
     except _Missing as missing:
@@ -186,6 +147,9 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
     if not subject.is_kernel:
         state, detail = HeadersState.ALONE, detail or "there is no kernel with them"
     package = _package(subject, family)
+    made_of = memory.inputs(signature, lambda: inputs.of_headers(tree.read, release or subject.release))
+    youngest = _youngest(tree, memory)
+    files = memory.contents(signature, youngest, lambda: contents(tree.parts()))
     return Headers(
         state=state,
         directory=tree.directory,
@@ -194,8 +158,8 @@ def headers(root: Root, subject: Subject, family: Family, memory: Memory) -> Hea
         detail=detail,
         release=release,
         fingerprint=memory.fingerprint(tree.signature(INPUTS), lambda: _fingerprint(tree)),
-        inputs=memory.inputs(signature, lambda: inputs.of_headers(tree.read, release or subject.release)),
-        youngest=_youngest(tree, memory),
+        inputs=made_of.model_copy(update={"files": files}),
+        youngest=youngest,
         watch=tree.spots(),
     )
 
@@ -244,7 +208,7 @@ def _directory(root: Root, subject: Subject) -> str:
     return directory
 
 
-def _check_complete(tree: _Tree, config: Mapping[str, str]) -> None:
+def _check_complete(tree: Tree, config: Mapping[str, str]) -> None:
     """Raise `_Missing` when something is not there without which no module can be built."""
     directory = tree.directory
     for part in ("Makefile", "include", "include/generated"):
@@ -269,7 +233,7 @@ def _package_of(needed: str) -> str:
 # --- this kernel's own or not ----------------------------------------------------------------------------------------
 
 
-def _release(tree: _Tree) -> str:
+def _release(tree: Tree) -> str:
     """The release that the headers are for. utsrelease.h first: Debian's kernel.release holds only the version."""
     match = UTS_RELEASE.search(tree.text("include/generated/utsrelease.h"))
     return match.group(1) if match else tree.text("include/config/kernel.release").strip()
@@ -285,7 +249,7 @@ def _mismatch(subject: Subject, release: str, config: Mapping[str, str]) -> str:
     return ""
 
 
-def _other_build(tree: _Tree, subject: Subject, config: Mapping[str, str], memory: Memory) -> str:
+def _other_build(tree: Tree, subject: Subject, config: Mapping[str, str], memory: Memory) -> str:
     """Why headers of this release are not of the build that the kernel is of; "" when nothing shows it."""
     if not subject.is_kernel:
         return ""
@@ -297,7 +261,7 @@ def _other_build(tree: _Tree, subject: Subject, config: Mapping[str, str], memor
         build = belonging.Build(tree.at("Module.symvers"), config, uts)
         return belonging.difference(tree.root, subject.modules, subject.image, build)
 
-    kernel = _Tree(tree.root, "").signature(tuple(filter(None, (*subject.modules, subject.image))))
+    kernel = Tree(tree.root, "").signature(tuple(filter(None, (*subject.modules, subject.image))))
     found = memory.difference(f"{tree.signature((*INPUTS, *belonging.UTS_FILES))} {kernel}", compare)
     return f"the headers are of another build of {subject.release}: {found}" if found else ""
 
@@ -332,7 +296,7 @@ def kernel_config(root: Root, release: str, directory: str = "", *, asked: str =
     places += [f"{root.inside(root.modules)}/{release}/config", f"/boot/config-{release}"]
     for inside in places:
         path = boot.reachable(root, inside)
-        if path and (found := _parse(_read(path, MAX_TEXT).decode("utf-8", "replace"))):
+        if path and (found := _parse(read(path, MAX_TEXT).decode("utf-8", "replace"))):
             return found
     return {}
 
@@ -344,7 +308,7 @@ def _parse(text: str) -> dict[str, str]:
 # --- changed or not --------------------------------------------------------------------------------------------------
 
 
-def _fingerprint(tree: _Tree) -> str:
+def _fingerprint(tree: Tree) -> str:
     """Hash over what decides how a build comes out."""
     digest = hashlib.sha256()
     for name in INPUTS:
@@ -353,48 +317,12 @@ def _fingerprint(tree: _Tree) -> str:
     return digest.hexdigest()
 
 
-def _youngest(tree: _Tree, memory: Memory) -> float:
+def _youngest(tree: Tree, memory: Memory) -> float:
     """When anything in the headers changed last (the part that flavours share included). POSIX seconds.
 
     A copy that is still running shows here. Walking 16 000 entries takes a while, so a tree that had been quiet is not
     walked again while nothing at its top has changed.
     """
-    shared = {os.path.dirname(needed) for needed in tree.referred_to()}
-    trees = [tree, *(_Tree(tree.root, inside) for inside in sorted(shared))]
+    trees = tree.parts()
     signature = " ".join(top.signature(SPOTS) for top in trees)
-    return memory.youngest(tree.directory, signature, lambda: max(_newest(top.at(".")) for top in trees))
-
-
-def _newest(top: Path) -> float:
-    """The newest change time of a directory and anything below; 0 when it is not there.
-
-    ctime: `cp -a` and tar set mtime back.
-    """
-    try:
-        newest = os.lstat(top).st_ctime
-    except OSError:
-        return 0.0
-    pending = [os.fspath(top)]
-    left = MAX_ENTRIES
-    while pending and left > 0:
-        try:
-            with os.scandir(pending.pop()) as listing:
-                for entry in listing:
-                    left -= 1
-                    newest = max(newest, entry.stat(follow_symlinks=False).st_ctime)
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except OSError:  # gone since it was listed: its directory has changed, and says so
-            continue
-    return newest
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """At most `limit` bytes of a regular file; nothing when it cannot be read."""
-    try:
-        if not path.is_file():
-            return b""
-        with open(path, "rb") as file:
-            return file.read(limit)
-    except OSError:
-        return b""
+    return memory.youngest(tree.directory, signature, lambda: max(newest(top.at(".")) for top in trees))

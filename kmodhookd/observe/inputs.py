@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a build is made from, part by part (`model.Inputs`), so that a change can be named and kernels be compared.
 
-The name of the kernel is left out wherever it stands: of a respin, which changes nothing but that, every part is equal.
+The name of the kernel is left out wherever it stands: of a respin, which changes nothing but that, every part is equal;
+but for a source that looks up what each kernel has of its own.
 """
 
 import hashlib
@@ -36,6 +37,7 @@ OF_THE_LAYOUT = re.compile(
     r"|KASAN\w*|KCSAN|KMSAN|LOCKDEP|PROVE_LOCKING|DEBUG_SPINLOCK|DEBUG_LOCK_ALLOC|SMP|MODVERSIONS|MODULE_SIG_FORMAT"
     r"|64BIT|X86_\w*PAE|PGTABLE_LEVELS|ARM64_\w*PAGES|ARM64_VA_BITS|TRIM_UNUSED_KSYMS)"
 )
+ADDRESSES = frozenset({"System.map", "kallsyms"})
 NEWER = 3  # files that are named
 
 
@@ -88,11 +90,21 @@ def _parts(
         symvers=headers.symvers,
         config=headers.config,
         layout=headers.layout,
+        headers=headers.files,
         version=headers.version,
         compiler=headers.compiler,
         tool=tools.identity(name) if kernel.headers.inputs is not None else "",
+        kernel=kernel.release if _is_for_one_kernel(source, recipe) else "",
         dependencies=inherited,
     )
+
+
+def _is_for_one_kernel(source: Source, recipe: Recipe) -> bool:
+    """Whether what comes out depends on what no other kernel has: addresses, or a name that PRE_BUILD looks into.
+
+    That a module prints the name of its kernel is no reason to build it again.
+    """
+    return bool(source.looks_up) and (bool(recipe.pre_build.strip()) or not ADDRESSES.isdisjoint(source.looks_up))
 
 
 def _fingerprint(source: Source, kernel: Kernel, recipe: Recipe, inherited: str, laid_over: str) -> str:

@@ -21,12 +21,15 @@ from kmodhookd.settings import Settings
 
 MAX_FILES = 200_000
 MAX_CONF = 1 << 20
+LOOKED_UP = re.compile(rb"System\.map|kallsyms|UTS_RELEASE|utsrelease")  # what each kernel has of its own
+MAX_LOOKED_UP = 4 << 20  # larger files are no source
 SETTLED = 2.0  # seconds: a younger tree is hashed again, for a second change within one tick of the clock
 
 
 class _Hashed(Noun):
     signature: str
     fingerprint: str
+    looks_up: tuple[str, ...] | None = None  # None: remembered by a version of ours that did not look
 
 
 class Hashes(Remembered):
@@ -237,11 +240,11 @@ def _content(directory: Path, known: Mapping[str, _Hashed], fresh: dict[str, _Ha
     """Fingerprint and age of a tree; an unchanged one is not read again."""
     tree = _walk(directory)
     earlier = known.get(str(directory))
-    unchanged = earlier is not None and earlier.signature == tree.signature
-    fingerprint = earlier.fingerprint if earlier is not None and unchanged else digest(directory)
+    if earlier is None or earlier.signature != tree.signature or earlier.looks_up is None:
+        earlier = _Hashed(signature=tree.signature, fingerprint=digest(directory), looks_up=_looked_up(directory))
     if time.time() - tree.youngest > SETTLED:
-        fresh[str(directory)] = _Hashed(signature=tree.signature, fingerprint=fingerprint)
-    return {"fingerprint": fingerprint, "youngest": tree.youngest}
+        fresh[str(directory)] = earlier
+    return {"fingerprint": earlier.fingerprint, "looks_up": earlier.looks_up, "youngest": tree.youngest}
 
 
 def _walk(directory: Path) -> Tree:
@@ -270,6 +273,16 @@ def digest(directory: Path) -> str:
             with open(path, "rb") as file:
                 result.update(hashlib.file_digest(file, "sha256").digest())
     return result.hexdigest()
+
+
+def _looked_up(directory: Path) -> tuple[str, ...]:
+    """What of `LOOKED_UP` its files name."""
+    found: set[bytes] = set()
+    for relative, status in _entries(directory):
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_LOOKED_UP:
+            with open(os.path.join(os.fsencode(directory), relative), "rb") as file:
+                found.update(LOOKED_UP.findall(file.read()))
+    return tuple(sorted(one.decode() for one in found))
 
 
 def _entries(directory: Path) -> list[tuple[bytes, os.stat_result]]:

@@ -16,7 +16,7 @@ from kmodhookd.settings import Settings
 Level = Literal["never", "identical", "compatible"]
 
 # What must be equal for a module to be worth a try on a kernel that exports other things. A patch release may differ.
-OF_A_COMPATIBLE = ("source", "recipe", "overrides", "layout", "dependencies")
+OF_A_COMPATIBLE = ("source", "recipe", "overrides", "layout", "kernel", "dependencies")
 Site = tuple[Placement, Kernel]
 
 
@@ -112,7 +112,7 @@ def why(placement: Placement, failed: Failure | None) -> str:
     if installed(placement).provisional:
         then = f"building it for real failed: {failed.reason}" if failed else "it is built for real when there is time"
         return f"every symbol that it imports has the same version here; {then}"
-    return "source, compiler, and the headers' symbols and configuration are the same here"
+    return "source, compiler and headers are the same here"
 
 
 def _may(placement: Placement, kernel: Kernel) -> bool:

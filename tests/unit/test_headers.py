@@ -11,7 +11,7 @@ import trees
 from trees import Content, Link
 
 from kmodhookd.model import Headers, HeadersState
-from kmodhookd.observe import headers
+from kmodhookd.observe import headers, headertree
 from kmodhookd.observe.families import Arch, Debian, Family
 from kmodhookd.root import Root
 
@@ -161,13 +161,13 @@ def test_a_tree_that_was_quiet_is_not_walked_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(headers, "SETTLED", -1.0)
     subject = headers.Subject(K, f"/usr/lib/modules/{K}", "x86_64")
     walks: list[Path] = []
-    real = headers._newest
+    real = headertree.newest
 
     def counted(top: Path) -> float:
         walks.append(top)
         return real(top)
 
-    monkeypatch.setattr(headers, "_newest", counted)
+    monkeypatch.setattr(headers, "newest", counted)
     for _ in range(2):
         memory = headers.Memory(root)
         headers.headers(root, subject, Debian(), memory)

@@ -16,6 +16,7 @@ from kmodhookd.act.reuse import provenance
 from kmodhookd.errors import Fault
 from kmodhookd.model import OF_HEADERS, HeadersState, Placement, Provenance, Record
 from kmodhookd.observe import compilers, families, inputs, misfits
+from kmodhookd.observe import headers as header_trees
 from kmodhookd.observe.elf import read_module
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import staleness
@@ -73,12 +74,75 @@ def test_a_respin_has_equal_inputs_although_its_name_is_everywhere(root: Root) -
     assert made_from.tool.startswith("gcc-12 (Debian 12.2.0-14+deb12u1) sha256:")
 
 
+def test_a_build_stamps_its_headers_and_they_are_equal_all_the_same(root: Root) -> None:
+    """What differs between the headers of two Debian builds of one version."""
+    for release, number in ((OLD, 1), (NEW, 2)):
+        generated = root.path(f"/usr/src/linux-headers-{release}/include/generated")
+        (generated / "package.h").write_text(f'#define LINUX_PACKAGE_ID " Debian 6.1.192-{number}"\n')
+        (generated / "utsversion.h").write_text(f'#define UTS_VERSION "#1 SMP Debian 6.1.192-{number} (2026-11-14)"\n')
+        (generated / "compile.h").write_text(f"#define LINUX_COMPILE_BY {number}\n")
+        (generated / "autoconf.h").write_text(f'#define CONFIG_BUILD_SALT "{release}"\n')
+        (generated / "rustc_cfg").write_text(f'--cfg=CONFIG_BUILD_SALT="{release}"\n')
+    found = placements(root)
+    assert found[OLD].inputs is not None and found[OLD].inputs == found[NEW].inputs
+    (root.path(f"/usr/src/linux-headers-{NEW}") / "include/generated/bounds.h").write_text("#define NR_PAGEFLAGS 25\n")
+    assert found[OLD].inputs != placements(root)[NEW].inputs
+
+
+def test_header_files_that_flavours_share_count_and_links_are_followed(root: Root) -> None:
+    """Debian's flavours share a directory by their Makefile's word, Ubuntu's by links for each directory."""
+    for release in (OLD, NEW):
+        common, own = f"/usr/src/linux-headers-{release}-common", root.path(f"/usr/src/linux-headers-{release}")
+        trees.make(root.prefix, {f"{common}/Makefile": "", f"{common}/include/linux/slab.h": "same"})
+        trees.make(root.prefix, {f"/usr/src/shared-{release}/drm/drm.h": "same"})
+        (own / "Makefile").write_text(f"include {common}/Makefile\n")
+        (own / "include/drm").symlink_to(f"/usr/src/shared-{release}/drm")
+        root.path(f"/usr/src/shared-{release}/drm/round").symlink_to(".")
+    assert placements(root)[OLD].inputs == placements(root)[NEW].inputs
+    for changed in (f"/usr/src/linux-headers-{NEW}-common/include/linux/slab.h", f"/usr/src/shared-{NEW}/drm/drm.h"):
+        before = placements(root)[NEW].inputs
+        root.path(changed).write_text("other")
+        assert placements(root)[NEW].inputs != before, changed
+
+
+def test_header_files_are_not_read_again_unless_any_changed(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header_trees, "SAME_TICK", -1.0)
+    before = placements(root)[NEW].inputs
+    monkeypatch.setattr(header_trees, "contents", lambda _: "read again")
+    assert placements(root)[NEW].inputs == before
+    root.path(f"/usr/src/linux-headers-{NEW}/include/linux").mkdir()
+    now = placements(root)
+    assert now[NEW].inputs != before == now[OLD].inputs
+
+
+@pytest.mark.parametrize(
+    ("text", "pre_build", "alone"),
+    [
+        ("grep sys_call_table /boot/System.map-$(KVERSION)", "", True),
+        ("sed -n /kallsyms/p", "", True),
+        ("printk(UTS_RELEASE);", "", False),
+        ("grep UTS_RELEASE include/generated/utsrelease.h", "./configure", True),
+        ("int x;", "./configure", False),
+    ],
+)
+def test_what_looks_up_a_kernels_own_is_for_that_kernel_alone(
+    root: Root, text: str, pre_build: str, alone: bool
+) -> None:
+    root.path("/usr/src/v4l-1.0/Makefile").write_text(text)
+    root.path("/usr/src/v4l-1.0/dkms.conf").write_text(f"{CONF}PRE_BUILD={pre_build}\n")
+    found = placements(root)
+    older, newer = found[OLD].inputs, found[NEW].inputs
+    assert older is not None and (older != newer) is alone and older.kernel == (OLD if alone else "")
+
+
 @pytest.mark.parametrize(
     ("inside", "text", "part"),
     [
         ("{headers}/Module.symvers", "0x1\tx\tvmlinux\tEXPORT_SYMBOL\t\n", "symvers"),
         ("{headers}/include/config/auto.conf", CONFIG.replace("250", "300"), "config"),
         ("{headers}/.kernelvariables", "CC = gcc-13\n", "config"),
+        ("{headers}/include/linux/slab.h", "static inline int x(void) { return 1; }", "headers"),
+        ("{headers}/arch/x86/include/asm/io.h", "#define IO 1", "headers"),
         ("{headers}/" + inputs.VERSION, "#define LINUX_VERSION_CODE 393665\n", "version"),
         ("/usr/src/v4l-1.0/v4l.c", "int y;", "source"),
         ("/usr/src/v4l-1.0/dkms.conf", CONF.replace("M=x", "M=y"), "recipe"),

@@ -140,6 +140,7 @@ def test_compatible_is_for_those_who_promise_it_or_want_it() -> None:
         {"recipe": "other"},
         {"overrides": "other"},
         {"layout": "other"},
+        {"kernel": "other"},
         {"dependencies": "other"},
         {"version": "6.2.1"},
         {"compiler": "gcc-13 (x) 13.1.0"},
