@@ -291,8 +291,7 @@ class Work:
             # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
             skip = intree.stands_back(placement, self.settings, running=kernel.running)
             skip = frozenset() if len(skip) == len(placement.stored) else skip
-            said = self.settings.invocation
-            over = (said.force or said.over_in_tree) and bool(intree.winners(placement, self.settings))
+            over = intree.is_over(placement, self.settings)
             what, how = placement.recipe, {"by_hand": action.by_hand, "over_in_tree": over}
             install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, **how)
             self._dirty.add(action.kernel)

@@ -45,11 +45,20 @@ def stands_back(placement: Placement, settings: Settings, *, running: bool = Fal
 def kept(placement: Placement, running: bool) -> set[str]:
     """The modules that stay in although the kernel's own win, also when somebody has deleted their files.
 
-    Those of the running kernel, those that a person put there in spite of it, and those that real DKMS put there.
+    Those of the running kernel, those that a person put there in spite of it, or may have, and those that real DKMS put
+    there.
     """
     record = placement.record
-    stays = running or record is None or not record.files or record.over_in_tree
+    stays = running or record is None or not record.files or record.over_in_tree is not False
     return names(placement.installed) | recorded(placement) if stays else set()
+
+
+def is_over(placement: Placement, settings: Settings) -> bool:
+    """Whether to install it now is a person's word against the kernel's own: said in this call, or once to real DKMS."""
+    record, said = placement.record, settings.invocation
+    theirs = placement.active and (record is None or not record.files)
+    over = names(placement.stored if said.force or said.over_in_tree else placement.installed if theirs else ())
+    return not over.isdisjoint(winners(placement, settings))
 
 
 def recorded(placement: Placement) -> set[str]:

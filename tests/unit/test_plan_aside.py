@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import NOW, carry_out, installed, inventory, kernel, own, placement, source
 
-from kmodhookd.model import Artifact, HeadersState, Inventory, Kernel, Placement, Plan, Recipe, State
+from kmodhookd.model import Artifact, HeadersState, Inventory, Kernel, Placement, Plan, Recipe, Record, State, Target
 from kmodhookd.plan import intree, planner
 from kmodhookd.settings import Invocation, Policy, Settings
 
@@ -33,7 +33,7 @@ def world(of: Placement, on: Kernel = K1) -> Inventory:
     return inventory([of], [on], [V4L])
 
 
-def plan(seen: Inventory, settings: Settings | None = None, **options: bool) -> Plan:
+def plan(seen: Inventory, settings: Settings | None = None, **options: object) -> Plan:
     return planner.make(seen, settings or Settings(), now=NOW, **options)  # type: ignore[arg-type]
 
 
@@ -61,6 +61,7 @@ def test_it_steps_aside_for_the_kernels_own_and_returns_with_the_need() -> None:
     "cell",
     [
         there(K1, "1.0", own(K1, "v4l", "2.0"), over_in_tree=True),
+        there(K1, "1.0", own(K1, "v4l", "2.0"), over_in_tree=None),
         there(K1, "1.0", own(K1, "v4l", "2.0"), by_hand=True),
         there(K1, "1.0", own(K1, "v4l", "")),
         there(K1, "", own(K1, "v4l", "2.0")),
@@ -69,7 +70,7 @@ def test_it_steps_aside_for_the_kernels_own_and_returns_with_the_need() -> None:
         there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"record": None}),  # real DKMS's
         there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"stored": ()}),
     ],
-    ids=["a person's --force", "pinned", "a bare name", "ours has none", "commits", "not of it", "DKMS", "lost"],
+    ids=["a person's --force", "perhaps", "pinned", "a bare name", "ours has none", "commits", "not of it", "DKMS", "lost"],
 )
 def test_it_stays(cell: Placement) -> None:
     made = plan(world(cell))
@@ -118,6 +119,32 @@ def test_a_deleted_file_takes_back_nobodys_word_and_nothing_from_the_running_ker
         assert done(made) == ["install"]
         assert done(plan(carry_out(seen, made.actions))) == []
     assert done(plan(world(lost(there(K1, "1.0", newer))))) == ["uninstall"], "else it is not needed"
+
+
+def test_a_record_of_before_that_was_noted_is_no_record_that_nobody_forced_it() -> None:
+    made = there(K1, "1.0").record
+    assert made is not None
+    old = Record.model_validate_json(made.model_dump_json(exclude={"over_in_tree"}))
+    assert old.over_in_tree is None
+    assert done(plan(world(there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"record": old})))) == []
+
+
+def test_what_real_dkms_put_there_against_the_kernels_own_stays_when_it_is_built_again() -> None:
+    cell = there(K1, "1.0", own(K1, "v4l", "2.0"))
+    theirs = cell.model_copy(update={"record": None})
+    seen = world(theirs)
+    made = plan(seen, rebuild=(Target(module="v4l"),))
+    assert done(made) == ["build", "install"]
+    assert intree.is_over(theirs, Settings()), "somebody forced it"
+    after = carry_out(seen, made.actions)
+    assert after.placements[0].record is not None and after.placements[0].record.over_in_tree
+    assert done(plan(after)) == []
+    assert not intree.is_over(cell, Settings()), "ours: what is on record counts"
+    away = theirs.model_copy(update={"installed": (), "active": False})
+    assert not intree.is_over(away, Settings())
+    partly = two(K1, own(K1, "cam", "1.1"))
+    left_out = partly.model_copy(update={"record": None, "installed": partly.installed[:1]})
+    assert not intree.is_over(left_out, Settings()), "DKMS itself stood back"
 
 
 def test_force_in_one_call_leaves_nothing_out() -> None:

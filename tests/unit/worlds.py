@@ -17,6 +17,8 @@ from kmodhookd.model import (
     Record,
     Source,
 )
+from kmodhookd.plan import intree
+from kmodhookd.settings import Settings
 
 NOW = 1_000_000.0
 OUR_VERSION = "1.5"  # what modules that are built here say of themselves
@@ -60,6 +62,7 @@ def installed(base: Placement, **fields: object) -> Placement:
         fingerprint=base.fingerprint,
         installed_fingerprint=base.fingerprint,
         files=(InstalledFile(path=path, sha256="s1"),),
+        over_in_tree=False,
     )
     update = {"built": True, "active": True, "stored": (artifact,), "installed": (artifact,), "record": record}
     return base.model_copy(update={**update, **fields})
@@ -144,7 +147,9 @@ def _put_in(of: Placement) -> Placement:
     artifact = stored.model_copy(update={"path": path})
     assert of.record is not None
     files = (InstalledFile(path=path, sha256=stored.sha256),)
-    record = of.record.model_copy(update={"files": files, "installed_fingerprint": of.record.fingerprint})
+    over = of.record.over_in_tree if of.record.files else intree.is_over(of, Settings())
+    put = {"files": files, "installed_fingerprint": of.record.fingerprint, "over_in_tree": over}
+    record = of.record.model_copy(update=put)
     return of.model_copy(update={"active": True, "installed": (artifact,), "record": record})
 
 
