@@ -138,6 +138,7 @@ class Artifact(Noun):
     version: str = ""
     srcversion: str = ""
     signer: str = ""
+    depends: tuple[str, ...] = ()  # modules whose symbols it takes
     package: str = ""  # that owns the file; asked for what is not ours only
     problem: str = ""  # why it is not a usable module
 

@@ -39,7 +39,21 @@ def stands_back(placement: Placement, settings: Settings, *, running: bool = Fal
     """The modules to leave out of an installation since the kernel's own win. `running`: it is the running kernel."""
     if settings.invocation.force or settings.invocation.over_in_tree:
         return frozenset()
-    return frozenset(winners(placement, settings)) - kept(placement, running)
+    return superfluous(placement, settings, running=running)
+
+
+def superfluous(placement: Placement, settings: Settings, *, running: bool) -> frozenset[str]:
+    """The modules that need not be there since the kernel's own win: none when one of them and one that stays are tied.
+
+    A module takes symbols of the very build that it was built against: with the kernel's own in its stead, or with ours
+    beneath one of the kernel's own, it "disagrees about version of symbol" (check_version in kernel/module/version.c).
+    """
+    going = frozenset(winners(placement, settings)) - kept(placement, running)
+    staying = names(placement.stored) - going
+    theirs = {need for rival in placement.in_tree if kernel_name(rival) in going for need in _needs(rival)}
+    ours = [(kernel_name(artifact) in going, _needs(artifact)) for artifact in placement.stored]
+    tied = not staying.isdisjoint(theirs) or any(not needs.isdisjoint(staying if goes else going) for goes, needs in ours)
+    return frozenset() if tied else going
 
 
 def kept(placement: Placement, running: bool) -> set[str]:
@@ -74,6 +88,11 @@ def names(artifacts: Iterable[Artifact]) -> set[str]:
 def kernel_name(artifact: Artifact) -> str:
     """As the kernel has it: a dash is an underscore (modprobe(8))."""
     return artifact.module.replace("-", "_")
+
+
+def _needs(artifact: Artifact) -> set[str]:
+    """The modules whose symbols it takes."""
+    return {name.replace("-", "_") for name in artifact.depends}
 
 
 def kernel_name_of(path: str) -> str:

@@ -189,6 +189,35 @@ def test_only_those_that_are_not_needed_go() -> None:
     assert done(plan(world(needed))) == ["install"], "it comes back with the need"
 
 
+def needing(cell: Placement, *names: str) -> Placement:
+    """Its first module takes symbols of these."""
+    first, *others = cell.stored
+    return cell.model_copy(update={"stored": (first.model_copy(update={"depends": names}), *others)})
+
+
+def test_modules_that_take_symbols_of_each_other_go_together_or_not_at_all() -> None:
+    """Built against our `cam`, `v4l` would disagree about the versions of the kernel's own; and the other way round."""
+    newer = own(K1, "cam", "1.1")
+    beneath = newer.model_copy(update={"depends": ("v4l",)})
+    for cell in (
+        needing(two(K1, newer), "videodev", "cam"),
+        needing(two(K1, own(K1, "v4l", "1.1")), "cam"),
+        two(K1, beneath),
+    ):
+        assert done(plan(world(cell))) == [] and intree.stands_back(cell, Settings()) == frozenset()
+        assert cell.record is not None
+        bare = cell.record.model_copy(update={"files": (), "installed_fingerprint": ""})
+        fresh = cell.model_copy(update={"installed": (), "active": False, "record": bare})
+        assert done(plan(world(fresh))) == ["install"], "nor is one left out to begin with"
+        assert intree.stands_back(fresh, Settings()) == frozenset()
+    both = needing(two(K1, own(K1, "v4l", "2.0"), newer), "cam")
+    assert done(plan(world(both))) == ["uninstall"]
+    assert done(plan(world(needing(two(K1, newer), "videodev")))) == ["install"], "others' symbols tie nothing"
+    dashed = Artifact(path="s/my-cam.ko", module="my-cam", version="1.0")
+    cell = needing(there(K1, "1.0", own(K1, "my_cam", "2.0")), "my-cam")
+    assert intree.stands_back(cell.model_copy(update={"stored": (*cell.stored, dashed)}), Settings()) == frozenset()
+
+
 def test_edited_source_is_compared_before_it_goes_in_again() -> None:
     seen = world(there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"fingerprint": "edited"}))
     assert done(plan(seen)) == ["build"]
