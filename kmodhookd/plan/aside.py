@@ -19,7 +19,7 @@ def step(placement: Placement, kernel: Kernel, settings: Settings) -> tuple[Acti
         return None
     there = intree.recorded(placement)
     winners = intree.winners(placement, settings)
-    obsolete = intree.superfluous(placement, settings, running=kernel.running)
+    obsolete = intree.superfluous(placement, settings, kernel)
     needed = intree.names(placement.stored) - obsolete
     if needed == there:
         return None

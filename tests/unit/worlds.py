@@ -32,7 +32,7 @@ def kernel(release: str, headers: HeadersState = HeadersState.PRESENT, **fields:
         fingerprint="h1" if headers is HeadersState.PRESENT else "",
     )
     base = {"release": release, "tree": f"/usr/lib/modules/{release}", "arch": "x86_64", "headers": made}
-    return Kernel.model_validate({**base, **fields})
+    return Kernel.model_validate({**base, "vermagic": f"{release} SMP mod_unload modversions", **fields})
 
 
 def source(module: str, version: str = "1.0", **fields: object) -> Source:
@@ -71,7 +71,8 @@ def installed(base: Placement, **fields: object) -> Placement:
 def own(on: Kernel, name: str, version: str, src: str = "", place: str = "kernel", **fields: str) -> Artifact:
     """A module of the kernel's own."""
     path = f"{on.tree}/{place}/{name}.ko"
-    return Artifact.model_validate({"path": path, "module": name, "version": version, "srcversion": src, **fields})
+    base = {"path": path, "module": name, "version": version, "srcversion": src, "vermagic": on.vermagic}
+    return Artifact.model_validate({**base, **fields})
 
 
 def inventory(placements: list[Placement], kernels: list[Kernel], sources: list[Source], **fields: object) -> Inventory:
