@@ -144,7 +144,12 @@ def placements(draw: st.DrawFn, of: Source, on: Kernel) -> Placement:
     if kind in ("failed", "due"):
         made = failed(made, NOW - 1 if kind == "due" else 0.0)
     elif kind != "none":
-        made = _installed(made, kind, over=draw(st.sampled_from([False, None, True])), by_hand=draw(st.sampled_from([False, False, True])))
+        made = _installed(
+            made,
+            kind,
+            over=draw(st.sampled_from([False, None, True])),
+            by_hand=draw(st.sampled_from([False, False, True])),
+        )
     theirs = draw(st.sampled_from([None, None, None, NEWER, OLDER, BARE]))
     link = draw(st.sampled_from([None, None, None, "whole", "dangling"]))
     weak = Artifact(
