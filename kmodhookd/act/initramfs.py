@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The initramfs of a kernel whose modules came too late for it: made again, once, when it lacks one or holds an older one.
+"""The initramfs of a kernel whose modules came, or went, too late for it: made again, once, when it is behind them.
 
 Whether it does is `plan.initramfs`'s word, by which the boot verdict goes too; here it is looked into first.
 """
@@ -9,27 +9,32 @@ from kmodhookd.errors import Fault
 from kmodhookd.model import Inventory, Kernel
 from kmodhookd.observe import bootneeds, decisions
 from kmodhookd.observe.elf import module_name
-from kmodhookd.observe.initramfs import Contents, canonical, command, images
-from kmodhookd.plan.initramfs import behind, in_tree
+from kmodhookd.observe.initramfs import Contents, canonical, command, images, taken_out
+from kmodhookd.plan.initramfs import behind, in_tree, left
 from kmodhookd.root import Root
 
 TIMEOUT = 900.0
 
 
 def due(root: Root, kernel: Kernel, inventory: Inventory) -> bool:
-    """Whether a kernel's initramfs is behind the modules in its tree, or may be.
+    """Whether a kernel's initramfs is behind the modules in its tree, or may be, or holds one that was taken out of it.
 
-    The inventory may be of before they went in: our records, and the lists that people keep, are read as they are now.
+    The inventory may be of before that: our records, and the lists that people keep, are read as they are now.
     """
     modules: dict[str, float] = {}
     for placement in inventory.placements:
-        modules |= in_tree(placement) if placement.kernel == kernel.release and placement.record is None else {}
+        if placement.kernel == kernel.release and placement.record is None:
+            still = tuple(one for one in placement.installed if root.resolve(one.path).is_file())
+            modules |= in_tree(placement.model_copy(update={"installed": still}))
     modules |= _recorded(root, kernel.release)
+    names = modules.keys() | taken_out(root, kernel.release).keys()
     contents = Contents(root)
-    image = bootneeds.image(root, kernel, modules.keys(), contents, look_inside=True) if modules else None
+    image = bootneeds.image(root, kernel, names, contents, look_inside=True) if names else None
     contents.save()
     facts = inventory.boot.model_copy(update={"needs": bootneeds.listed(root)})
-    return image is not None and behind(image, modules, facts, inventory.running) is not None
+    if image is None:
+        return False
+    return bool(left(image, modules)) or behind(image, modules, facts, inventory.running) is not None
 
 
 def remake(root: Root, kernel: Kernel) -> None:

@@ -67,7 +67,7 @@ def install(
         put: dict[str, object] = {"files": files, "installed_fingerprint": done.fingerprint, "installed": time.time()}
         put |= {"by_hand": by_hand or done.by_hand, "installed_key": done.key, "installed_provenance": done.provenance}
         put["changed"] = _changed(root, record, files)
-        put["over_in_tree"] = over_in_tree or done.over_in_tree
+        put["over_in_tree"] = over_in_tree or (done.over_in_tree if done.files else False)
         put["for_headers"] = kernel.headers.state is HeadersState.ALONE  # a person's word: no plan says so
         done = done.model_copy(update=put)
         change.activate()

@@ -36,6 +36,7 @@ from kmodhookd.model import (
     Target,
 )
 from kmodhookd.observe import decisions, families
+from kmodhookd.observe.initramfs import taken_out
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import cells, intree
 from kmodhookd.plan import decisions as standing
@@ -289,10 +290,9 @@ class Work:
             assert placement.recipe is not None
             kernel, record = now.kernels[action.kernel], decisions.record(self.root, action.cell)
             # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
-            skip = intree.stands_back(placement, self.settings, running=kernel.running)
+            skip = intree.stands_back(placement, self.settings, kernel)
             skip = frozenset() if len(skip) == len(placement.stored) else skip
-            said = self.settings.invocation
-            over = (said.force or said.over_in_tree) and bool(intree.winners(placement, self.settings))
+            over = intree.is_over(placement, self.settings)
             what, how = placement.recipe, {"by_hand": action.by_hand, "over_in_tree": over}
             install.install(self.root, self.settings, self.family, kernel, what, record, skip=skip, **how)
             self._dirty.add(action.kernel)
@@ -365,20 +365,21 @@ class Work:
                 self._dirty.discard(action.kernel)
 
     def _settle_initramfs(self, inventory: Inventory) -> None:
-        """Make the initramfs of each kernel again whose modules came too late for it."""
+        """Make the initramfs of each kernel again whose modules came, or went, too late for it."""
         kernels = {kernel.release: kernel for kernel in inventory.kernels}
         owed: list[str] = []
         with self._apart("initramfs"):
             owed += debts.owed(self.root)
         for release in owed:
             with self._apart(release), work_lock(self.root, f"initramfs@{release}"):
-                if release in kernels and self.settings.policy.initramfs and release in debts.owed(self.root):
-                    self._remake(kernels[release], inventory)
+                kernel, wanted = kernels.get(release), self.settings.policy.initramfs
+                if kernel is not None and not kernel.leaving and release in debts.owed(self.root):
+                    due = (wanted or taken_out(self.root, release)) and initramfs.due(self.root, kernel, inventory)
+                    if due and not wanted:
+                        continue  # the verdict on the boot tells of it until somebody makes it again
+                    if due:
+                        initramfs.remake(self.root, kernel)
                 debts.settle(self.root, release)
-
-    def _remake(self, kernel: Kernel, inventory: Inventory) -> None:
-        if initramfs.due(self.root, kernel, inventory):
-            initramfs.remake(self.root, kernel)
 
 
 def _name(action: Action) -> str:

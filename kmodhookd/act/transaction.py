@@ -20,6 +20,8 @@ from kmodhookd.act.journal import Archived, Entry, Item
 from kmodhookd.act.workspace import copy_content
 from kmodhookd.model import InstalledFile
 from kmodhookd.observe import decisions
+from kmodhookd.observe.elf import module_name
+from kmodhookd.observe.initramfs import canonical
 from kmodhookd.root import Root
 
 
@@ -76,8 +78,8 @@ def _write(fd: int, text: bytes) -> None:
 def commit(root: Root, entry: Entry) -> None:
     """Rename all into place, what was there kept beside it; then archive what is not ours."""
     journal.owe_index(root, entry.kernel)
-    if entry.items:
-        debts.owe(root, entry.kernel)
+    if entry.items or entry.doomed:
+        debts.owe(root, entry.kernel, gone=[canonical(module_name(file.path)) for file in entry.doomed])
     for item in entry.items:
         temporary, target = _place(root, item.temporary), _place(root, item.target)
         if not os.path.lexists(temporary):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the next boot asks for: modules that are to be loaded, and what the initramfs of each kernel holds."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from kmodhookd.model.base import Noun
@@ -30,6 +31,7 @@ class Initramfs(Noun):
     made: float  # POSIX seconds
     command: str = ""  # makes it again; "" = no tool that does is known here
     modules: tuple[str, ...] | None = None  # those of ours that it holds for this kernel; None = it was not looked into
+    gone: Mapping[str, float] = {}  # of what it holds, modules of ours that were taken out: name → when (POSIX seconds)
 
 
 class BootFacts(Noun):

@@ -139,6 +139,7 @@ class Artifact(Noun):
     version: str = ""
     srcversion: str = ""
     signer: str = ""
+    depends: tuple[str, ...] = ()  # modules whose symbols it takes
     package: str = ""  # that owns the file; asked for what is not ours only
     problem: str = ""  # why it is not a usable module
 
@@ -167,7 +168,8 @@ class Record(OfCell, extra="ignore"):
     mechanism: str = ""  # the sandbox that was used
     log: str = ""
     by_hand: bool = False  # a person's explicit verb put it there
-    over_in_tree: bool = False  # a person put it there although the kernel's own was the same or newer
+    # A person put it there although the kernel's own was the same or newer; None = it was put there before that was noted
+    over_in_tree: bool | None = None
     for_headers: bool = False  # … when there were only headers: that there is no kernel is no reason to take it out
     key: str = ""  # SHA-256 of the certificate that what lies in the DKMS tree is signed for; "" = it is not signed
     installed_key: str = ""  # the same of what is installed

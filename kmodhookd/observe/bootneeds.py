@@ -47,8 +47,9 @@ def facts(
     `look_inside` lists every initramfs that is not known yet, a second each; without it only what is known is told. `loaded`
     counts only where one of the kernels is the running one, which is never so in another root.
     """
-    ours = frozenset(name for placement in placements for name in placement.names)
     there = [kernel for kernel in kernels if kernel.headers.state is not HeadersState.ALONE]
+    ours = frozenset(name for placement in placements for name in placement.names)
+    ours |= {name for kernel in there for name in initramfs.taken_out(root, kernel.release)}
     absent = tuple(_absent(root, settings, there, placements, ours))
     if not ours:
         return BootFacts(absent=absent)
@@ -123,12 +124,14 @@ def image(
             return None
         release = kernel.release
         held = contents.modules(path, release, cancel) if look_inside else contents.known(path, release)
+        gone = initramfs.taken_out(root, release)
         return Initramfs(
             kernel=release,
             path=root.inside(path),
             made=path.stat().st_mtime,
             command=" ".join(initramfs.command(root, kernel)),
             modules=None if held is None else tuple(sorted(held & ours)),
+            gone={name: when for name, when in gone.items() if name in (held or ())},
         )
     except OSError:  # gone since it was listed
         return None

@@ -24,6 +24,7 @@ LISTING_TIMEOUT = 60.0
 SETTLED = 0.2  # seconds: a change within one tick of the clock would be missed, were its size the same
 LISTERS = ("lsinitramfs", "lsinitcpio", "lsinitrd")  # of initramfs-tools, mkinitcpio, dracut
 MAX_CONFIGURATION = 1 << 20
+DEBTS = f"{store.STATE}/initramfs"  # a file for each kernel whose initramfs is to be looked at
 COMMENT = re.compile(r"(^|[ \t])#.*$", re.MULTILINE)
 LINES = re.compile(r"^[ \t]*()()([\w-]+)", re.MULTILINE)
 ARRAY = re.compile(r"^[ \t]*(MODULES)(\+?)=[(\"']([^)\"']*)", re.MULTILINE)
@@ -121,6 +122,19 @@ def _said(root: Root, syntax: re.Pattern[str], places: Iterable[str]) -> dict[st
             for word in words.split():
                 known.setdefault(canonical(word.removesuffix("?")), place)  # `x?`: mkinitcpio may do without
     return said
+
+
+def taken_out(root: Root, release: str) -> dict[str, float]:
+    """The modules of ours that have left a kernel's tree since its initramfs was looked at: name → when (POSIX seconds).
+
+    They are noted with the debt (act/debts.py), one in a line.
+    """
+    found: dict[str, float] = {}
+    for line in text(root, f"{DEBTS}/{release}", MAX_CONFIGURATION).splitlines():
+        name, _, when = line.partition(" ")
+        with contextlib.suppress(ValueError):
+            found[name] = float(when)
+    return found
 
 
 def command(root: Root, kernel: Kernel) -> list[str]:

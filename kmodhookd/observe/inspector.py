@@ -23,6 +23,7 @@ class _Seen(Remembered):
     version: str = ""
     srcversion: str = ""
     signer: str = ""
+    depends: tuple[str, ...] | None = None  # None = remembered from before that was looked at
     problem: str = ""
 
 
@@ -72,7 +73,7 @@ class Inspector:
     def _look(self, path: Path, status: os.stat_result, hashed: bool) -> _Seen:
         key = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         seen = self._used.get(key) or self._known.get(key)
-        if seen is None or (hashed and not seen.sha256 and not seen.problem):
+        if seen is None or seen.depends is None or (hashed and not seen.sha256 and not seen.problem):
             seen = _see(path, hashed)
             if time.time() - status.st_ctime < self.SETTLED:
                 return seen
@@ -88,8 +89,15 @@ def _see(path: Path, hashed: bool) -> _Seen:
             file.seek(0)
             info = read_stream(file, path)
     except Fault as fault:
-        return _Seen(problem=fault.what)
+        return _Seen(problem=fault.what, depends=())
     except OSError as error:
-        return _Seen(problem=error.strerror or str(error))
+        return _Seen(problem=error.strerror or str(error), depends=())
     signer = info.signer or ("unknown" if info.signed else "")
-    return _Seen(sha256=digest, vermagic=info.vermagic, version=info.version, srcversion=info.srcversion, signer=signer)
+    return _Seen(
+        sha256=digest,
+        vermagic=info.vermagic,
+        version=info.version,
+        srcversion=info.srcversion,
+        signer=signer,
+        depends=info.depends,
+    )

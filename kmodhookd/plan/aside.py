@@ -19,13 +19,13 @@ def step(placement: Placement, kernel: Kernel, settings: Settings) -> tuple[Acti
         return None
     there = intree.recorded(placement)
     winners = intree.winners(placement, settings)
-    obsolete = set(winners) - intree.kept(placement, kernel.running)
+    obsolete = intree.superfluous(placement, settings, kernel)
     needed = intree.names(placement.stored) - obsolete
     if needed == there:
         return None
     winner = next((winners[name] for name in sorted(obsolete & there)), None)
     if winner is None:
-        return ActionKind.INSTALL, "the kernel has none of its own any more that is the same or newer"
+        return ActionKind.INSTALL, "the kernel has none of its own any more that could stand in for it"
     reason = f"the kernel has its own: {winner.path} has version {winner.version}"
     return (ActionKind.INSTALL if needed else ActionKind.UNINSTALL), reason
 

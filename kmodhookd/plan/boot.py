@@ -25,6 +25,7 @@ WRONG = frozenset({State.BROKEN, State.DAMAGED, State.FAILED})  # counts whether
 COMING = frozenset({State.ADDED, State.BUILT})
 OF_THE_MOMENT = frozenset({FailureClass.CANCELLED, FailureClass.KILLED, FailureClass.TIMEOUT, FailureClass.SPACE})
 REQUIRED = "policy.required names it"
+MAKE_AGAIN = "make it again with the tool that makes it here"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def _verdict(at: _Look, kernel: Kernel, cells: Sequence[Cell]) -> BootVerdict:
     for versions in by_module.values():
         there = [cell for cell in versions if cell.there or cell.state in FINE]
         reasons += _in_place(at, kernel, there[0]) if there else _not_in_place(at, kernel, versions)
+    reasons += _left(at, kernel)
     reasons.sort(key=lambda reason: reason.key)
     return BootVerdict(
         kernel=kernel.release,
@@ -203,6 +205,25 @@ def _duration(placements: Iterable[Placement], where: str) -> str:
     return f" (the last build{' ' if where else ''}{where} took {max(1, round(last.seconds))} s)"
 
 
+# --- modules that were taken out ----------------------------------------------------------------------------------------
+
+
+def _left(at: _Look, kernel: Kernel) -> list[_Reason]:
+    """What the initramfs loads although it is in the kernel's tree no more, whether or not its source is still there."""
+    image = at.images.get(kernel.release)
+    if image is None:
+        return []
+    there = {name for one in at.inventory.placements if one.kernel == kernel.release for name in initramfs.in_tree(one)}
+    required = {name.replace("-", "_") for name in at.settings.policy.required}
+    remedy = image.command or MAKE_AGAIN
+    return [
+        _Reason(
+            name, f"{image.path} still holds {name}, which was taken out", remedy, not required or name in required, 9
+        )
+        for name in initramfs.left(image, there)
+    ]
+
+
 # --- modules that are there ---------------------------------------------------------------------------------------------
 
 
@@ -235,4 +256,4 @@ def _findings(at: _Look, kernel: Kernel, placement: Placement) -> Iterator[tuple
         return
     wrong = initramfs.behind(image, initramfs.in_tree(placement), at.inventory.boot, at.inventory.running)
     if wrong is not None and wrong.certain:
-        yield wrong.sentence, image.command or "make it again with the tool that makes it here"
+        yield wrong.sentence, image.command or MAKE_AGAIN

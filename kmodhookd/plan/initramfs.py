@@ -31,8 +31,8 @@ def behind(image: Initramfs, modules: Mapping[str, float], facts: BootFacts, run
     """Whether it lacks one of `modules` that it should hold, or holds an older one; None when neither is so.
 
     `modules` are those in the kernel's tree: name → since when this content is there (POSIX seconds, 0 = cannot be told). It
-    should hold what people list, and what that of the `running` kernel holds: the machine came up with it. A module that
-    is in no tree any more makes no initramfs wrong: it was somebody's word to take it out.
+    should hold what people list, and what that of the `running` kernel holds: the machine came up with it. Of a module that
+    is in no tree any more `left` tells.
     """
     listed = {need.name: need.place for need in facts.needs if need.kind is NeedKind.INITRAMFS}
     booted_with = held_by(facts, running)
@@ -49,6 +49,12 @@ def behind(image: Initramfs, modules: Mapping[str, float], facts: BootFacts, run
     if old := sorted(held & newer):
         return Behind(f"{image.path} holds an older {', '.join(old)} than the installed one")
     return None
+
+
+def left(image: Initramfs, modules: Iterable[str]) -> tuple[str, ...]:
+    """What it still holds of ours although that was taken out since it was made. `modules` are those that are there."""
+    late = {name for name, when in image.gone.items() if image.made + MOMENT < when}
+    return tuple(sorted(late.difference(modules)))
 
 
 def held_by(facts: BootFacts, kernel: str) -> frozenset[str]:

@@ -4,7 +4,7 @@
 import fnmatch
 from collections.abc import Iterable, Sequence
 
-from kmodhookd.model import Artifact, Placement
+from kmodhookd.model import Artifact, Kernel, Placement
 from kmodhookd.plan.versions import is_newer
 from kmodhookd.settings import Settings
 
@@ -35,21 +35,61 @@ def is_overridden(module: str, settings: Settings) -> bool:
     return module in settings.dkms.force_install or any(fnmatch.fnmatchcase(module, one) for one in patterns)
 
 
-def stands_back(placement: Placement, settings: Settings, *, running: bool = False) -> frozenset[str]:
-    """The modules to leave out of an installation since the kernel's own win. `running`: it is the running kernel."""
+def stands_back(placement: Placement, settings: Settings, kernel: Kernel) -> frozenset[str]:
+    """The modules to leave out of an installation since the kernel's own win."""
     if settings.invocation.force or settings.invocation.over_in_tree:
         return frozenset()
-    return frozenset(winners(placement, settings)) - kept(placement, running)
+    return superfluous(placement, settings, kernel)
 
 
-def kept(placement: Placement, running: bool) -> set[str]:
+def superfluous(placement: Placement, settings: Settings, kernel: Kernel) -> frozenset[str]:
+    """The modules that need not be there since the kernel's own win: none when one of them and one that stays are tied.
+
+    A module takes symbols of the very build that it was built against: with the kernel's own in its stead, or with ours
+    beneath one of the kernel's own, it "disagrees about version of symbol" (check_version in kernel/module/version.c).
+    """
+    going = frozenset(winners(placement, settings)) - kept(placement, kernel)
+    staying = names(placement.stored) - going
+    theirs = {need for rival in placement.in_tree if kernel_name(rival) in going for need in _needs(rival)}
+    ours = [(kernel_name(artifact) in going, _needs(artifact)) for artifact in placement.stored]
+    tied = not staying.isdisjoint(theirs) or any(
+        not needs.isdisjoint(staying if goes else going) for goes, needs in ours
+    )
+    return frozenset() if tied else going
+
+
+def kept(placement: Placement, kernel: Kernel) -> set[str]:
     """The modules that stay in although the kernel's own win, also when somebody has deleted their files.
 
-    Those of the running kernel, those that a person put there in spite of it, and those that real DKMS put there.
+    Those of the running kernel, those that a person put there in spite of it, or may have, and those that real DKMS put
+    there. Of others those in whose stead something would come that may not load.
     """
     record = placement.record
-    stays = running or record is None or not record.files or record.over_in_tree
-    return names(placement.installed) | recorded(placement) if stays else set()
+    if kernel.running or record is None or not record.files or record.over_in_tree is not False:
+        return names(placement.installed) | recorded(placement)
+    doubtful = {kernel_name(rival) for rival in placement.in_tree if not _can_replace(rival, placement, kernel)}
+    return recorded(placement) & doubtful
+
+
+def _can_replace(rival: Artifact, placement: Placement, kernel: Kernel) -> bool:
+    """Whether a module is sure to load where ours does, as far as can be told without looking up its symbols.
+
+    It is of the kernel's own package, or has the very vermagic of the kernel's own modules; and when ours is signed, it
+    is signed by the kernel's makers, who alone put files into kernel/, or by whoever signed ours.
+    """
+    of_package = rival.package == kernel.package != ""
+    ours = [one.signer for one in (*placement.installed, *placement.stored) if kernel_name(one) == kernel_name(rival)]
+    trusted = of_package or rival.path.startswith(f"{kernel.tree}/kernel/") or rival.signer in ours
+    signed = not any(ours) or (rival.signer != "" and trusted)
+    return not rival.problem and signed and (of_package or rival.vermagic == kernel.vermagic != "")
+
+
+def is_over(placement: Placement, settings: Settings) -> bool:
+    """Whether to install it now is a person's word against the kernel's own: said in this call, or once to real DKMS."""
+    record, said = placement.record, settings.invocation
+    theirs = placement.active and (record is None or not record.files)
+    over = names(placement.stored if said.force or said.over_in_tree else placement.installed if theirs else ())
+    return not over.isdisjoint(winners(placement, settings))
 
 
 def recorded(placement: Placement) -> set[str]:
@@ -65,6 +105,11 @@ def names(artifacts: Iterable[Artifact]) -> set[str]:
 def kernel_name(artifact: Artifact) -> str:
     """As the kernel has it: a dash is an underscore (modprobe(8))."""
     return artifact.module.replace("-", "_")
+
+
+def _needs(artifact: Artifact) -> set[str]:
+    """The modules whose symbols it takes."""
+    return {name.replace("-", "_") for name in artifact.depends}
 
 
 def kernel_name_of(path: str) -> str:

@@ -260,8 +260,7 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
         donor, later = work.reuse.choose(placement)
         if later:
             return  # the next round takes it over
-    running = picture.kernels[placement.kernel].running
-    work.actions += _produce(placement, picture.settings, reason, donor, running=running)
+    work.actions += _produce(placement, picture.settings, reason, donor, picture.kernels[placement.kernel])
 
 
 def _aside(picture: _Picture, placement: Placement, now: float) -> tuple[ActionKind, str] | None:
@@ -335,7 +334,7 @@ def _unsettled(kernel: Kernel, source: Source, now: float) -> float:
 
 
 def _produce(
-    placement: Placement, settings: Settings, reason: str, donor: Placement | None, *, running: bool
+    placement: Placement, settings: Settings, reason: str, donor: Placement | None, kernel: Kernel
 ) -> list[Action]:
     """Build or take over, unless what is in the DKMS tree is of the inputs as they are now; then install.
 
@@ -345,7 +344,7 @@ def _produce(
         return [act(ActionKind.INSTALL, placement, reason)]
     build = reason in (ASKED, RENEWAL) or not cells.is_fresh(placement)
     compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
-    stays = cells.is_installed(placement) and intree.kept(placement, running)
+    stays = cells.is_installed(placement) and intree.kept(placement, kernel)
     stands_back = placement.in_tree and not stays and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []
     if donor is not None:

@@ -211,6 +211,10 @@ class Verbs:
     def kernel_prerm(self, kernel: str) -> Result:
         """A kernel is about to be removed: everything built for it goes. Nobody decided against a module by that."""
         inventory = look(self.root, self.settings)
+        leaving = (
+            one.model_copy(update={"leaving": one.leaving or one.release == kernel}) for one in inventory.kernels
+        )
+        inventory = inventory.model_copy(update={"kernels": tuple(leaving)})
         actions = [
             action for one in inventory.placements if one.kernel == kernel for action in removal(one, "kernel_prerm")
         ]

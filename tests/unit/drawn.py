@@ -144,7 +144,12 @@ def placements(draw: st.DrawFn, of: Source, on: Kernel) -> Placement:
     if kind in ("failed", "due"):
         made = failed(made, NOW - 1 if kind == "due" else 0.0)
     elif kind != "none":
-        made = _installed(made, kind, over=draw(st.booleans()), by_hand=draw(st.sampled_from([False, False, True])))
+        made = _installed(
+            made,
+            kind,
+            over=draw(st.sampled_from([False, None, True])),
+            by_hand=draw(st.sampled_from([False, False, True])),
+        )
     theirs = draw(st.sampled_from([None, None, None, NEWER, OLDER, BARE]))
     link = draw(st.sampled_from([None, None, None, "whole", "dangling"]))
     weak = Artifact(
@@ -154,7 +159,7 @@ def placements(draw: st.DrawFn, of: Source, on: Kernel) -> Placement:
     return made.model_copy(update=update | ({} if link is None else {"weak": (weak,)}))
 
 
-def _installed(made: Placement, kind: str, *, over: bool, by_hand: bool) -> Placement:
+def _installed(made: Placement, kind: str, *, over: bool | None, by_hand: bool) -> Placement:
     there = installed(made)
     stored = there.stored[0].model_copy(update={"version": OUR_VERSION})
     assert there.record is not None

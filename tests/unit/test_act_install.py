@@ -89,6 +89,16 @@ def test_a_rebuild_replaces_without_a_moment_without(system: System) -> None:
     assert not originals(root)
 
 
+def test_whether_somebody_forced_it_is_noted_with_the_first_of_its_files(system: System) -> None:
+    root = system()
+    built(root)
+    record = put_in(root, recipe())
+    assert record.over_in_tree is False
+    unknown = record.model_copy(update={"over_in_tree": None})
+    assert put_in(root, recipe(), unknown).over_in_tree is None, "what cannot be told is not made up by a renewal"
+    assert put_in(root, recipe(), unknown.model_copy(update={"files": ()})).over_in_tree is False
+
+
 def test_the_same_again_changes_nothing_for_an_initramfs(system: System) -> None:
     root = system()
     built(root)

@@ -13,14 +13,17 @@ import pytest
 import trees
 
 from kmodhookd import engine
+from kmodhookd.act import debts, install
 from kmodhookd.act import initramfs as renewal
 from kmodhookd.act.controls import Controls
-from kmodhookd.model import BootVerdict, InstalledFile, Record
-from kmodhookd.observe import decisions, initramfs
+from kmodhookd.act.steps import Work
+from kmodhookd.model import BootVerdict, DecisionKind, InstalledFile, Record
+from kmodhookd.observe import bootneeds, decisions, initramfs
 from kmodhookd.observe.inventory import look
 from kmodhookd.protocol import Control, Request, WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Policy, Settings
+from kmodhookd.verbs.verbs import Verbs
 
 K = "6.1.0-56-amd64"
 SETTINGS = Settings(policy=Policy(autoinstall=False))
@@ -157,6 +160,91 @@ def test_what_is_said_of_an_initramfs_is_why_it_is_made_again(
     assert (verdict.verdict == "not-ready") is wrong, what
     inventory = look(root, SETTINGS)
     assert renewal.due(root, inventory.kernels[0], inventory) is wrong, what
+
+
+# --- what was taken out ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without(root: Root) -> Root:
+    """The initramfs holds the module, which was taken out of the tree since."""
+    initramfstools.holds(root, K, ["updates/dkms/foo.ko"])
+    kernel = look(root, SETTINGS).kernels[0]
+    assert install.uninstall(root, SETTINGS, kernel, "foo", "1.0", "x86_64") == () and debts.owed(root) == [K]
+    return root
+
+
+def settle(root: Root, *, leaving: bool = False, remakes: bool = True) -> str:
+    """The end of a pass; what update-initramfs was called with."""
+    asked = root.prefix / "asked"
+    asked.unlink(missing_ok=True)
+    inventory = look(root, SETTINGS)
+    (kernel,) = inventory.kernels
+    inventory = inventory.model_copy(update={"kernels": (kernel.model_copy(update={"leaving": leaving}),)})
+    settings = Settings(policy=Policy(initramfs=remakes))
+    Work(root, settings, Controls(), lambda _: None).finish(inventory)
+    return asked.read_text() if asked.exists() else ""
+
+
+def test_one_that_holds_what_was_taken_out_is_made_again_once(without: Root) -> None:
+    assert settle(without) == f"-u -k {K}\n" and not debts.owed(without)
+    assert settle(without) == ""
+
+
+def test_one_that_does_not_hold_what_was_taken_out_is_left_alone(without: Root) -> None:
+    initramfstools.holds(without, K, ["kernel/fs/ext4.ko"])
+    assert settle(without) == "" and not debts.owed(without)
+
+
+def test_one_that_was_made_since_holds_another_of_that_name(without: Root) -> None:
+    initramfstools.made_ago(without.prefix / f"boot/initrd.img-{K}", -5)
+    assert settle(without) == "" and not debts.owed(without)
+
+
+def test_none_is_made_for_a_kernel_that_is_being_removed(without: Root) -> None:
+    assert settle(without, leaving=True) == "" and not debts.owed(without)
+
+
+def test_what_could_not_be_taken_out_after_all_is_nothing_to_make_it_again_for(root: Root) -> None:
+    by_ours(root, ago=1000)
+    initramfstools.holds(root, K, ["updates/dkms/foo.ko"])
+    debts.owe(root, K, gone=["foo"])
+    assert settle(root) == ""
+
+
+def test_where_nothing_is_made_by_itself_it_is_said_until_somebody_does(without: Root) -> None:
+    assert settle(without, remakes=False) == "" and debts.owed(without) == [K]
+    time.sleep(initramfs.SETTLED + 0.1)
+    (verdict,) = engine.look_only(without, SETTINGS).boot
+    assert any("still holds foo" in text for _, text, _ in verdict.reasons)
+    (told,) = bootneeds.facts(without, SETTINGS, look(without, SETTINGS).kernels, [], look_inside=True).initramfs
+    assert told.gone.keys() == {"foo"}, "whether or not its source is there"
+    initramfstools.made_ago(without.prefix / f"boot/initrd.img-{K}", -5)
+    assert settle(without, remakes=False) == "" and not debts.owed(without)
+
+
+def test_what_was_noted_of_a_debt_is_not_lost_with_the_next(root: Root) -> None:
+    debts.owe(root, K, gone=["foo"])
+    debts.owe(root, K, gone=["other"])
+    debts.owe(root, K)
+    assert initramfs.taken_out(root, K).keys() == {"foo", "other"}
+    root.resolve(f"/var/lib/kmodhookd/initramfs/{K}").write_text("half\nodd x y\nwhole 5.5\n")
+    assert initramfs.taken_out(root, K) == {"whole": 5.5}
+
+
+def test_what_is_taken_out_for_good_goes_from_the_initramfs_but_not_of_a_kernel_that_goes(root: Root) -> None:
+    """While a kernel is being removed its initramfs is its package's own business."""
+    initramfstools.holds(root, K, ["updates/dkms/foo.ko"])
+    verbs = Verbs(root, SETTINGS, lambda _: None)
+    verbs.kernel_prerm(K)
+    assert not (root.prefix / f"usr/lib/modules/{K}/updates/dkms/foo.ko").exists()
+    assert not (root.prefix / "asked").exists() and not debts.owed(root)
+
+
+def test_what_a_person_takes_away_goes_from_the_initramfs(root: Root) -> None:
+    initramfstools.holds(root, K, ["updates/dkms/foo.ko"])
+    Verbs(root, SETTINGS, lambda _: None).take_away(DecisionKind.REMOVED, "foo", "1.0", ())
+    assert (root.prefix / "asked").read_text() == f"-u -k {K}\n"
 
 
 def test_what_says_something_of_the_next_boot_is_watched(root: Root) -> None:

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import random
+import re
 import resource
 import shutil
 import ssl
@@ -285,7 +286,7 @@ def test_artifacts(module: Path, tmp_path: Path) -> None:
     inspector = Inspector(root)
     good = inspector.artifact("/m/a-b.ko")
     assert (good.module, good.vermagic, good.version, good.problem) == ("a-b", VERMAGIC, "1.2", "")
-    assert len(good.sha256) == 64
+    assert len(good.sha256) == 64 and good.depends == ("x_tables", "libcrc32c")
     assert inspector.artifact("/m/a-b.ko", hashed=False).sha256 in ("", good.sha256)
     linked = inspector.artifact("/m/abs.ko")
     assert (linked.link, linked.sha256) == ("/m/a-b.ko", good.sha256)
@@ -305,6 +306,9 @@ def test_what_did_not_change_is_not_opened_again(module: Path, tmp_path: Path) -
     marked.write_text(marked.read_text().replace(VERMAGIC, "from the cache"))
     second = Inspector(root)
     assert second.artifact("/m/a.ko").vermagic == "from the cache"
+    marked.write_text(re.sub(r',"depends":\[[^]]*\]', "", kept := marked.read_text()))
+    assert Inspector(root).artifact("/m/a.ko") == seen, "remembered from before it was asked what a module depends on"
+    marked.write_text(kept)
     modules.build(tmp_path / "m/a.ko", release="6.1.0-57-amd64")
     assert second.artifact("/m/a.ko").vermagic.startswith("6.1.0-57-amd64 ")
     marked.write_text("{ broken")

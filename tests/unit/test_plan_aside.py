@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import NOW, carry_out, installed, inventory, kernel, own, placement, source
 
-from kmodhookd.model import Artifact, HeadersState, Inventory, Kernel, Placement, Plan, Recipe, State
+from kmodhookd.model import Artifact, HeadersState, Inventory, Kernel, Placement, Plan, Recipe, Record, State, Target
 from kmodhookd.plan import intree, planner
 from kmodhookd.settings import Invocation, Policy, Settings
 
@@ -33,7 +33,7 @@ def world(of: Placement, on: Kernel = K1) -> Inventory:
     return inventory([of], [on], [V4L])
 
 
-def plan(seen: Inventory, settings: Settings | None = None, **options: bool) -> Plan:
+def plan(seen: Inventory, settings: Settings | None = None, **options: object) -> Plan:
     return planner.make(seen, settings or Settings(), now=NOW, **options)  # type: ignore[arg-type]
 
 
@@ -61,6 +61,7 @@ def test_it_steps_aside_for_the_kernels_own_and_returns_with_the_need() -> None:
     "cell",
     [
         there(K1, "1.0", own(K1, "v4l", "2.0"), over_in_tree=True),
+        there(K1, "1.0", own(K1, "v4l", "2.0"), over_in_tree=None),
         there(K1, "1.0", own(K1, "v4l", "2.0"), by_hand=True),
         there(K1, "1.0", own(K1, "v4l", "")),
         there(K1, "", own(K1, "v4l", "2.0")),
@@ -69,12 +70,60 @@ def test_it_steps_aside_for_the_kernels_own_and_returns_with_the_need() -> None:
         there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"record": None}),  # real DKMS's
         there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"stored": ()}),
     ],
-    ids=["a person's --force", "pinned", "a bare name", "ours has none", "commits", "not of it", "DKMS", "lost"],
+    ids=[
+        "a person's --force",
+        "perhaps",
+        "pinned",
+        "a bare name",
+        "ours has none",
+        "commits",
+        "not of it",
+        "DKMS",
+        "lost",
+    ],
 )
 def test_it_stays(cell: Placement) -> None:
     made = plan(world(cell))
     assert "uninstall" not in done(made), made.actions
     assert made.cells[0].there
+
+
+PACKAGED = kernel("6.1.0-1-amd64", package="linux-image-6.1.0-1-amd64")
+OTHER = f"{K1.release} SMP preempt mod_unload modversions"  # of the same release, and refused all the same
+OUR_KEY, THEIRS = {"signer": "this machine"}, {"signer": "Debian"}
+
+
+def theirs(**fields: str) -> Artifact:
+    return own(K1, "v4l", "2.0", **fields)
+
+
+@pytest.mark.parametrize(
+    ("what", "ours", "rivals", "goes"),
+    [
+        ("the kernel's vermagic", {}, [theirs()], True),
+        ("another one", {}, [theirs(vermagic=OTHER)], False),
+        ("none", {}, [theirs(vermagic="")], False),
+        ("none, of the kernel's package", {}, [theirs(vermagic="", package=PACKAGED.package)], True),
+        ("none, of another package", {}, [theirs(vermagic="", package="kmod-v4l")], False),
+        ("damaged", {}, [theirs(problem="cut short")], False),
+        ("one of two is not sound", {}, [theirs(), theirs(place="extra", vermagic=OTHER)], False),
+        ("unsigned as ours", {}, [theirs(**THEIRS)], True),
+        ("signed as ours", OUR_KEY, [theirs(**THEIRS)], True),
+        ("ours alone is signed", OUR_KEY, [theirs()], False),
+        ("signed by others", OUR_KEY, [theirs(place="extra", **THEIRS)], False),
+        ("signed by us", OUR_KEY, [theirs(place="extra", **OUR_KEY)], True),
+    ],
+)
+def test_it_goes_for_nothing_that_may_not_load(
+    what: str, ours: dict[str, str], rivals: list[Artifact], goes: bool
+) -> None:
+    cell = there(K1, "1.0", *rivals)
+    cell = cell.model_copy(update={"installed": (cell.installed[0].model_copy(update=ours),)})
+    made = plan(world(cell, PACKAGED))
+    assert done(made) == (["uninstall"] if goes else []), what
+    assert made.cells[0].state is State.INSTALLED
+    stale = plan(world(cell.model_copy(update={"fingerprint": "edited"}), PACKAGED))
+    assert done(stale) == (["build"] if goes else ["build", "install"]), "and what stays is renewed"
 
 
 def test_it_stays_on_the_running_kernel() -> None:
@@ -120,15 +169,41 @@ def test_a_deleted_file_takes_back_nobodys_word_and_nothing_from_the_running_ker
     assert done(plan(world(lost(there(K1, "1.0", newer))))) == ["uninstall"], "else it is not needed"
 
 
+def test_a_record_of_before_that_was_noted_is_no_record_that_nobody_forced_it() -> None:
+    made = there(K1, "1.0").record
+    assert made is not None
+    old = Record.model_validate_json(made.model_dump_json(exclude={"over_in_tree"}))
+    assert old.over_in_tree is None
+    assert done(plan(world(there(K1, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"record": old})))) == []
+
+
+def test_what_real_dkms_put_there_against_the_kernels_own_stays_when_it_is_built_again() -> None:
+    cell = there(K1, "1.0", own(K1, "v4l", "2.0"))
+    theirs = cell.model_copy(update={"record": None})
+    seen = world(theirs)
+    made = plan(seen, rebuild=(Target(module="v4l"),))
+    assert done(made) == ["build", "install"]
+    assert intree.is_over(theirs, Settings()), "somebody forced it"
+    after = carry_out(seen, made.actions)
+    assert after.placements[0].record is not None and after.placements[0].record.over_in_tree
+    assert done(plan(after)) == []
+    assert not intree.is_over(cell, Settings()), "ours: what is on record counts"
+    away = theirs.model_copy(update={"installed": (), "active": False})
+    assert not intree.is_over(away, Settings())
+    partly = two(K1, own(K1, "cam", "1.1"))
+    left_out = partly.model_copy(update={"record": None, "installed": partly.installed[:1]})
+    assert not intree.is_over(left_out, Settings()), "DKMS itself stood back"
+
+
 def test_force_in_one_call_leaves_nothing_out() -> None:
     """What a person says in a call holds for what that call puts in, and is remembered (`Record.over_in_tree`)."""
     cell = two(K1, own(K1, "cam", "1.1"))
-    assert intree.stands_back(cell, Settings()) == {"cam"}
+    assert intree.stands_back(cell, Settings(), K1) == {"cam"}
     for said in (Invocation(force=True), Invocation(over_in_tree=True)):
-        assert intree.stands_back(cell, Settings(invocation=said)) == frozenset()
+        assert intree.stands_back(cell, Settings(invocation=said), K1) == frozenset()
     assert cell.record is not None
     kept = cell.model_copy(update={"record": cell.record.model_copy(update={"over_in_tree": True})})
-    assert done(plan(world(kept))) == [] and intree.stands_back(kept, Settings()) == frozenset()
+    assert done(plan(world(kept))) == [] and intree.stands_back(kept, Settings(), K1) == frozenset()
 
 
 # --- of several modules some ------------------------------------------------------------------------------------------
@@ -160,6 +235,35 @@ def test_only_those_that_are_not_needed_go() -> None:
     assert done(plan(world(without))) == []
     needed = without.model_copy(update={"in_tree": ()})
     assert done(plan(world(needed))) == ["install"], "it comes back with the need"
+
+
+def needing(cell: Placement, *names: str) -> Placement:
+    """Its first module takes symbols of these."""
+    first, *others = cell.stored
+    return cell.model_copy(update={"stored": (first.model_copy(update={"depends": names}), *others)})
+
+
+def test_modules_that_take_symbols_of_each_other_go_together_or_not_at_all() -> None:
+    """Built against our `cam`, `v4l` would disagree about the versions of the kernel's own; and the other way round."""
+    newer = own(K1, "cam", "1.1")
+    beneath = newer.model_copy(update={"depends": ("v4l",)})
+    for cell in (
+        needing(two(K1, newer), "videodev", "cam"),
+        needing(two(K1, own(K1, "v4l", "1.1")), "cam"),
+        two(K1, beneath),
+    ):
+        assert done(plan(world(cell))) == [] and intree.stands_back(cell, Settings(), K1) == frozenset()
+        assert cell.record is not None
+        bare = cell.record.model_copy(update={"files": (), "installed_fingerprint": ""})
+        fresh = cell.model_copy(update={"installed": (), "active": False, "record": bare})
+        assert done(plan(world(fresh))) == ["install"], "nor is one left out to begin with"
+        assert intree.stands_back(fresh, Settings(), K1) == frozenset()
+    both = needing(two(K1, own(K1, "v4l", "2.0"), newer), "cam")
+    assert done(plan(world(both))) == ["uninstall"]
+    assert done(plan(world(needing(two(K1, newer), "videodev")))) == ["install"], "others' symbols tie nothing"
+    dashed = Artifact(path="s/my-cam.ko", module="my-cam", version="1.0")
+    cell = needing(there(K1, "1.0", own(K1, "my_cam", "2.0")), "my-cam")
+    assert intree.stands_back(cell.model_copy(update={"stored": (*cell.stored, dashed)}), Settings(), K1) == frozenset()
 
 
 def test_edited_source_is_compared_before_it_goes_in_again() -> None:

@@ -8,9 +8,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from worlds import NOW, installed, inventory, kernel, placement, source
+from worlds import NOW, installed, inventory, kernel, own, placement, source
 
 from kmodhookd.model import (
+    Artifact,
     BootFacts,
     BootVerdict,
     BuiltModule,
@@ -177,6 +178,28 @@ def test_an_initramfs_with_an_older_module_is_not_what_was_installed() -> None:
     ((_, reason, remedy),) = verdict(world(module, images=(image(K2, "zfs", made=NOW - 60),))).reasons
     assert "holds an older zfs" in reason and remedy == UPDATE
     assert verdict(world(module, images=(image(K2, "zfs", made=NOW - 1),))).verdict == "ready", "ESPs round their times"
+
+
+def test_an_initramfs_that_holds_what_was_taken_out_is_said_to() -> None:
+    """Also where the kernel has its own instead, or where nothing of the source is left."""
+    stale = image(K2, "zfs").model_copy(update={"gone": {"zfs": NOW + 200}})
+    text = f"/boot/initrd.img-{K2.release} still holds zfs, which was taken out"
+    aside = on(ZFS, K2, in_tree=(own(K2, "zfs", "2.0"),), stored=(Artifact(path="s", module="zfs", version="1.0"),))
+    for seen in (world(aside, images=(stale,)), world(images=(stale,))):
+        verdict = next(one for one in planner.make(seen, Settings(), now=NOW).boot if one.kernel == K2.release)
+        assert verdict.verdict == "not-ready" and verdict.reasons == (("zfs", text, UPDATE),)
+    again = stale.model_copy(update={"made": NOW + 300})
+    back = there(on(ZFS, K2))
+    others = Settings(policy=Policy(required=("nvidia",)))
+    for seen, settings in (
+        (world(images=(again,)), None),
+        (world(back, images=(stale,)), None),
+        (world(images=(stale,)), others),
+    ):
+        verdict = next(
+            one for one in planner.make(seen, settings or Settings(), now=NOW).boot if one.kernel == K2.release
+        )
+        assert verdict.verdict == "ready"
 
 
 def test_one_that_was_not_looked_into_is_judged_by_its_age() -> None:

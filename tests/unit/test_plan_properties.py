@@ -66,7 +66,7 @@ def _check_removal(world: Inventory, action: Action) -> None:
     assert action.kind is ActionKind.UNINSTALL and [one.version for one in cell.in_tree] == [NEWER]
     record = cell.record
     assert record is not None and record.files, "it is ours"
-    assert not record.over_in_tree and not record.by_hand, "and no person's"
+    assert record.over_in_tree is False and not record.by_hand, "and no person's"
 
 
 @effort(deadline=None, max_examples=40)

@@ -17,6 +17,8 @@ from kmodhookd.model import (
     Record,
     Source,
 )
+from kmodhookd.plan import intree
+from kmodhookd.settings import Settings
 
 NOW = 1_000_000.0
 OUR_VERSION = "1.5"  # what modules that are built here say of themselves
@@ -30,7 +32,7 @@ def kernel(release: str, headers: HeadersState = HeadersState.PRESENT, **fields:
         fingerprint="h1" if headers is HeadersState.PRESENT else "",
     )
     base = {"release": release, "tree": f"/usr/lib/modules/{release}", "arch": "x86_64", "headers": made}
-    return Kernel.model_validate({**base, **fields})
+    return Kernel.model_validate({**base, "vermagic": f"{release} SMP mod_unload modversions", **fields})
 
 
 def source(module: str, version: str = "1.0", **fields: object) -> Source:
@@ -60,6 +62,7 @@ def installed(base: Placement, **fields: object) -> Placement:
         fingerprint=base.fingerprint,
         installed_fingerprint=base.fingerprint,
         files=(InstalledFile(path=path, sha256="s1"),),
+        over_in_tree=False,
     )
     update = {"built": True, "active": True, "stored": (artifact,), "installed": (artifact,), "record": record}
     return base.model_copy(update={**update, **fields})
@@ -68,7 +71,8 @@ def installed(base: Placement, **fields: object) -> Placement:
 def own(on: Kernel, name: str, version: str, src: str = "", place: str = "kernel", **fields: str) -> Artifact:
     """A module of the kernel's own."""
     path = f"{on.tree}/{place}/{name}.ko"
-    return Artifact.model_validate({"path": path, "module": name, "version": version, "srcversion": src, **fields})
+    base = {"path": path, "module": name, "version": version, "srcversion": src, "vermagic": on.vermagic}
+    return Artifact.model_validate({**base, **fields})
 
 
 def inventory(placements: list[Placement], kernels: list[Kernel], sources: list[Source], **fields: object) -> Inventory:
@@ -144,7 +148,9 @@ def _put_in(of: Placement) -> Placement:
     artifact = stored.model_copy(update={"path": path})
     assert of.record is not None
     files = (InstalledFile(path=path, sha256=stored.sha256),)
-    record = of.record.model_copy(update={"files": files, "installed_fingerprint": of.record.fingerprint})
+    over = of.record.over_in_tree if of.record.files else intree.is_over(of, Settings())
+    put = {"files": files, "installed_fingerprint": of.record.fingerprint, "over_in_tree": over}
+    record = of.record.model_copy(update=put)
     return of.model_copy(update={"active": True, "installed": (artifact,), "record": record})
 
 
