@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import threading
+from collections.abc import Collection
 
 from kmodhookd import store
 from kmodhookd.act.failures import as_fault
@@ -42,6 +43,7 @@ def known(root: Root, inventory: Inventory) -> Inventory:
 
 def told(root: Root, settings: Settings, inventory: Inventory, cancel: threading.Event) -> Inventory:
     """The inventory with the verdicts on all modules that are not the kernels' own, looked at now."""
+    _forget(root, {kernel.release for kernel in inventory.kernels})
     found: dict[str, Verdict] = {}
     machine = enforcement.machine(root)
     for kernel in inventory.kernels:
@@ -55,6 +57,14 @@ def told(root: Root, settings: Settings, inventory: Inventory, cancel: threading
         with contextlib.suppress(OSError):
             store.save(root.resolve(f"{PLACE}/{kernel.release}"), _Known(about=about, verdicts=verdicts))
     return inventory.model_copy(update={"verdicts": found})
+
+
+def _forget(root: Root, here: Collection[str]) -> None:
+    """Nothing is kept of kernels that are gone."""
+    with contextlib.suppress(OSError):
+        for path in root.resolve(PLACE).iterdir():
+            if path.name not in here:
+                path.unlink()
 
 
 def _of(

@@ -102,3 +102,7 @@ def test_what_lies_in_a_tree_is_judged_and_remembered_for_the_same_files(
     assert not verdicts.known(root, world).verdicts, "it was told of another file"
     again = verdicts.told(root, Settings(), world, threading.Event())
     assert again.verdicts[PATH].refused(Refusal.VERMAGIC) and len(looked) == 2
+    kept = root.resolve(verdicts.PLACE) / K.release
+    assert kept.exists()
+    verdicts.told(root, Settings(), world.model_copy(update={"kernels": ()}), threading.Event())
+    assert not kept.exists(), "of a kernel that is gone"
