@@ -95,6 +95,8 @@ class Machine:
         record_process(self._overlay.scratch / "nspawn.pid", self._nspawn.pid)
         deadline = time.monotonic() + BOOT_SECONDS
         self.leader = self._find_leader(deadline)
+        # Of a run that is killed nspawn may end without what it started.
+        record_process(self._overlay.scratch / "leader.pid", self.leader)
         self._wait_booted(deadline)
 
     def poweroff(self, timeout: float = 60) -> None:
