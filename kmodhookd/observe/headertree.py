@@ -102,8 +102,10 @@ def contents(parts: Sequence[Tree]) -> str:
     """
     digest = hashlib.sha256()
     for number, part in enumerate(parts):
-        architectures = part.at("arch")
-        names = sorted(os.listdir(architectures)) if architectures.is_dir() else []
+        try:
+            names = sorted(os.listdir(part.at("arch")))
+        except OSError:
+            names = []
         for top in ("include", *(f"arch/{name}/include" for name in names)):
             for name, path in _files(part, top):
                 digest.update(f"{number}/{name}\0".encode("utf-8", "surrogateescape"))
@@ -126,8 +128,12 @@ def _files(part: Tree, top: str) -> Iterator[tuple[str, Path]]:
         for entry in entries:
             name = f"{directory}/{entry.name}"
             linked = entry.is_symlink()
-            path = part.at(name) if linked else Path(entry.path)
-            if path.is_dir() if linked else entry.is_dir():
+            try:
+                path = part.at(name) if linked else Path(entry.path)
+                is_directory = path.is_dir() if linked else entry.is_dir()
+            except OSError:  # a link that goes round in circles, a server that is away: it is there, and says nothing
+                path, is_directory = Path(entry.path), False
+            if is_directory:
                 pending += [(name, links + linked)] if links + linked <= MAX_LINKS else []
             elif not APART.fullmatch(name):
                 yield name, path

@@ -64,7 +64,11 @@ def kernels(
     result = []
     for tree in trees:
         asked = settings.invocation.kernel_source_dir
-        kernel = _kernel(root, tree, family, packages[tree.release], memory, asked)
+        try:
+            kernel = _kernel(root, tree, family, packages[tree.release], memory, asked)
+        except OSError as error:
+            problems.append(f"{tree.inside}: {error}; left alone")
+            continue
         owner = owners.state(kernel.package) if kernel.package else "unknown"
         changes = {
             "running": tree.is_kernel and tree.release == running,

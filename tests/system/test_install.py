@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """install.sh: again, away, without systemd, the demo; and an upgrade of the interpreter."""
 
+import re
+
 import pytest
 from bed import installed, roots, wanted
 from bed.checkout import copy_product
@@ -62,7 +64,8 @@ def test_without_systemd_it_starts_a_bus_and_does_the_job(kernels: Kernels) -> N
         try:
             said = root.run("cd /root/kmodhookd && systemd/install.sh 2>&1", env=APT_ENV, timeout=900).stdout
             assert "no systemd" in said
-            assert f"tiny\t1.0\t{kernels.k2.release}\tx86_64\tinstalled" in said
+            # Of the two kernels, a respin of one another, one may take the other's module over.
+            assert re.search(rf"tiny\t1\.0\t{kernels.k2.release}\tx86_64\t(installed|reused)\b", said), said
             assert wanted.built_modules(root, kernels.k2.release) == ["tiny"]
             assert kernels.cloud2.release in said[said.index("Kernels") :]
             assert "alone" in said

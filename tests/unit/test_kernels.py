@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernels, told by evidence: interface.md's definition, every layout and every kind of junk."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -78,6 +79,30 @@ def test_headers_alone_are_alone_also_beside_what_depmod_and_we_made(tmp_path: P
     assert found[K2].headers.state is HeadersState.ALONE
     assert found[K2].headers.fingerprint
     assert not found[K2].boot_default
+
+
+def test_links_that_go_round_in_circles_in_headers_stop_no_look(tmp_path: Path) -> None:
+    """`ln -s asm-x86 include/asm` said twice, and worse."""
+    headers = "/usr/src/linux-headers-" + K1
+    loops = {f"{headers}/include/asm": Link("asm"), f"{headers}/arch": Link("arch")}
+    root = trees.make(tmp_path, {**trees.DEBIAN, **trees.kernel(K1), **trees.headers(K1), **trees.kernel(K2), **loops})
+    found, problems = look(root)
+    assert set(found) == {K1, K2} and not problems
+    assert found[K1].headers.state is HeadersState.PRESENT and found[K1].headers.inputs is not None
+
+
+def test_a_kernel_that_cannot_be_looked_at_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = trees.make(tmp_path, {**trees.DEBIAN, **trees.kernel(K1), **trees.kernel(K2)})
+    real = kernels._own
+
+    def broken(root: Root, tree: kernels._Tree) -> object:
+        if tree.release == K1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(root, tree)
+
+    monkeypatch.setattr(kernels, "_own", broken)
+    found, problems = look(root)
+    assert set(found) == {K2} and K1 in problems[0] and "Stale" in problems[0]
 
 
 def test_modules_that_stayed_without_their_image_are_no_next_boot(tmp_path: Path) -> None:
