@@ -99,6 +99,10 @@ class Client:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
+    def is_there(self) -> bool:
+        """Whether the daemon runs. All other questions make the bus start it."""
+        return bool(self._connection.call(*bus.DBUS, "NameHasOwner", bus.Variant("(s)", (NAME,)))[0])
+
     def status(self) -> list[Row]:
         """Rows of module, version, kernel, architecture, state."""
         return self._rows("GetStatus")

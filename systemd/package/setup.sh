@@ -24,15 +24,22 @@ unpack_wheels() {
         python3 -I -m zipfile -e "$wheel" "$new"
     done
     chmod -R u=rwX,go=rX "$new"
-    # Moved away first: what runs meanwhile may put compiled files into it, and it could not be taken away in one go.
-    old=$LIBRARY/site/.old
-    rm -rf "$old" || true
-    mkdir -p "$old"
-    for site in "$LIBRARY"/site/cp*; do # also what was unpacked for an interpreter that is gone
-        [ ! -d "$site" ] || mv "$site" "$old/${site##*/}.$$"
+    # Moved away first: what runs meanwhile may put compiled files into it, and it could not be taken away in one go. It may
+    # even make the directory anew: then once more.
+    old=$LIBRARY/site/.$tag.old
+    for _ in 1 2 3; do
+        rm -rf "$old" || true
+        [ ! -d "$LIBRARY/site/$tag" ] || mv -T "$LIBRARY/site/$tag" "$old" || rm -rf "$LIBRARY/site/$tag" || true
+        ! mv -T "$new" "$LIBRARY/site/$tag" 2>/dev/null || break
     done
-    mv "$new" "$LIBRARY/site/$tag"
-    rm -rf "$old" || true
+    if [ -d "$new" ]; then
+        echo "kmodhookd: $LIBRARY/site/$tag cannot be replaced: configure this package again" >&2
+        return 1
+    fi
+    # What was unpacked for an interpreter that is gone.
+    for site in "$LIBRARY"/site/cp* "$old"; do
+        [ "$site" = "$LIBRARY/site/$tag" ] || rm -rf "$site" || true
+    done
 }
 
 compile() {

@@ -126,6 +126,10 @@ class FakeDaemon:
     def __init__(self, **more: object) -> None:
         self.said: dict[str, Any] = {"Version": __version__, "RootId": Root("/").identity, "BootReady": "ready"}
         self.said |= {"Failures": [], "MissingHeaders": [], **more}
+        self.runs = True
+
+    def is_there(self) -> bool:
+        return self.runs
 
     def properties(self) -> dict[str, Any]:
         return self.said
@@ -159,6 +163,15 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, booted: bool, level: Le
     monkeypatch.setattr(Place, "booted", booted)
     (found,) = service.on_the_bus(at(Root("/")))
     assert found.level is level and found.where == "there is no bus" and found.remedy
+
+
+def test_one_that_was_stopped_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = FakeDaemon()
+    stopped.runs = False
+    monkeypatch.setattr(stopped, "properties", lambda: pytest.fail("the bus starts it"))
+    monkeypatch.setattr(client, "connect", lambda _address=None: stopped)
+    (found,) = service.on_the_bus(at(Root("/")))
+    assert found.level is not Level.OK and found.where == "it does not run"
 
 
 def test_of_another_root_no_daemon_is_asked(debian: Root, monkeypatch: pytest.MonkeyPatch) -> None:

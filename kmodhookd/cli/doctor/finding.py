@@ -73,9 +73,10 @@ class Place:
 
     @functools.cached_property
     def daemon(self) -> Mapping[str, Any] | Fault:
-        """The properties of the daemon on the bus, whatever root it serves, or why there is none."""
+        """The properties of the daemon on the bus, whatever root it serves, or why there is none. It is not started for that."""
         try:
-            return client.connect(self.bus).properties()
+            asked = client.connect(self.bus)
+            return asked.properties() if asked.is_there() else Fault("it does not run")
         except Fault as fault:
             return fault
 

@@ -16,7 +16,7 @@ REINSTALL = "install the package kmodhookd again"
 
 
 def unit(place: Place) -> Iterator[Finding]:
-    """What systemd says of the unit. The bus starts one that is not running, so this comes before it is asked."""
+    """What systemd says of the unit."""
     if not place.booted:
         return
     result = run(["systemctl", "show", UNIT, f"--property={','.join(SHOWN)}"], timeout=30)
