@@ -6,6 +6,7 @@ Builds run side by side under one job server; what they made goes in kernel by k
 kernel is done, with one depmod.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -50,37 +51,47 @@ def one_pass(root: Root, settings: Settings, request: Request, emit: Emit, contr
         plan = _plan(inventory, settings, controls, request.rebuild)
     told = (work.said, plan.boot, plan.cells)
     work.finish(inventory)
-    late = threading.Event()
+    enough = _Enough(controls.hurry, SLOW)
     if not (controls.held or controls.wind_down.is_set() or controls.hurry.is_set()):
-        inventory, plan = _with_slow_looks(root, settings, inventory, plan, controls, late)
+        inventory, plan = _with_slow_looks(root, settings, inventory, plan, controls, enough)
     if (work.said, plan.boot, plan.cells) != told:
         emit(WorkerEvent(snapshot=snapshot(inventory, plan, work.said)))
-    return _outcome(request, inventory, plan, work, late=late.is_set())
+    return _outcome(request, inventory, plan, work, late=enough.late)
+
+
+class _Enough(threading.Event):
+    """Is set when something else is due, and after some seconds; `late` tells that it was these, and something was left out."""
+
+    def __init__(self, hurry: threading.Event, seconds: float) -> None:
+        super().__init__()
+        self._hurry = hurry
+        self._end = time.monotonic() + seconds
+        self.late = False
+
+    def is_set(self) -> bool:
+        """Whether to begin nothing more."""
+        self.late = self.late or time.monotonic() >= self._end
+        return self.late or self._hurry.is_set()
 
 
 def _with_slow_looks(
-    root: Root, settings: Settings, inventory: Inventory, plan: Plan, controls: Controls, late: threading.Event
+    root: Root, settings: Settings, inventory: Inventory, plan: Plan, controls: Controls, enough: _Enough
 ) -> tuple[Inventory, Plan]:
-    """The same with what each initramfs holds by now, and whether modules will load. Nothing else of a pass waits for it.
+    """The same with whether modules will load, and what each initramfs holds by now. Nothing else of a pass waits for it.
 
-    It ends when something else is due, and after SLOW seconds with `late` set.
+    What was looked at before it is `enough` is remembered, so that the next one goes on there. A listing that has begun is
+    cut only when something else is due: it has its own limit.
     """
-
-    def end() -> None:
-        late.set()
-        controls.hurry.set()
-
-    timer = threading.Timer(SLOW, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        found = bootneeds.facts(
-            root, settings, inventory.kernels, inventory.placements, look_inside=True, cancel=controls.hurry
-        )
-        inventory = inventory.model_copy(update={"boot": found})
-        inventory = verdicts.told(root, settings, inventory, controls.hurry)
-    finally:
-        timer.cancel()
+    inventory = verdicts.told(root, settings, inventory, enough)
+    found = bootneeds.facts(
+        root,
+        settings,
+        inventory.kernels,
+        inventory.placements,
+        look_inside=not enough.is_set(),
+        cancel=controls.hurry,
+    )
+    inventory = inventory.model_copy(update={"boot": found})
     judged = _plan(inventory, settings, controls, ())
     return inventory, plan.model_copy(update={"boot": judged.boot, "cells": judged.cells})
 
@@ -90,7 +101,8 @@ def look_only(root: Root, settings: Settings) -> Snapshot:
     inventory = look(root, settings)
     controls = Controls()
     plan = _plan(inventory, settings, controls, ())
-    return snapshot(*_with_slow_looks(root, settings, inventory, plan, controls, threading.Event()))
+    enough = _Enough(controls.hurry, math.inf)
+    return snapshot(*_with_slow_looks(root, settings, inventory, plan, controls, enough))
 
 
 def _plan(inventory: Inventory, settings: Settings, controls: Controls, rebuild: tuple[Target, ...]) -> Plan:
