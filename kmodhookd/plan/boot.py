@@ -79,8 +79,8 @@ class _Look:
                 found.append(_Why(3, f"{need.place} has it loaded at boot"))
             elif need.name in names:
                 found.append(_Why(4, "it is loaded now"))
-        if names & self.booted_with:
-            found.append(_Why(2, f"the initramfs of {self.inventory.running}, which is running, holds it"))
+        if held := sorted(names & self.booted_with.keys()):
+            found.append(_Why(2, initramfs.held(self.booted_with[held[0]], self.inventory.running)))
         return min(found, key=lambda why: why.rank)
 
     def is_required(self, cell: Cell) -> bool:

@@ -38,14 +38,18 @@ def behind(image: Initramfs, modules: Mapping[str, float], facts: BootFacts, run
     booted_with = held_by(facts, running)
     newer = {name for name, since in modules.items() if image.made + MOMENT < since}
     if image.modules is None:
-        if late := sorted(newer & (listed.keys() | booted_with)):
-            return Behind(f"{image.path} was made before {', '.join(late)} came, and {_who(late, listed, running)}")
+        if late := sorted(newer & (listed.keys() | booted_with.keys())):
+            return Behind(
+                f"{image.path} was made before {', '.join(late)} came, and {_who(late, listed, booted_with, running)}"
+            )
         words = f"{image.path} was made before {', '.join(sorted(newer))} came, and cannot be looked into"
         return Behind(words, certain=False) if newer else None
     held = modules.keys() & set(image.modules)
-    for wanted in (listed.keys(), booted_with):
+    for wanted in (listed.keys(), booted_with.keys()):
         if missing := sorted((modules.keys() & wanted) - held):
-            return Behind(f"{', '.join(missing)} is not in {image.path}, and {_who(missing, listed, running)}")
+            return Behind(
+                f"{', '.join(missing)} is not in {image.path}, and {_who(missing, listed, booted_with, running)}"
+            )
     if old := sorted(held & newer):
         return Behind(f"{image.path} holds an older {', '.join(old)} than the installed one")
     return None
@@ -57,12 +61,21 @@ def left(image: Initramfs, modules: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(late.difference(modules)))
 
 
-def held_by(facts: BootFacts, kernel: str) -> frozenset[str]:
-    """The modules of ours in the initramfs of a kernel, as far as it was looked into."""
-    return frozenset(name for one in facts.initramfs if one.kernel == kernel for name in one.modules or ())
+def held_by(facts: BootFacts, running: str) -> Mapping[str, str]:
+    """The modules of ours in the initramfs of the running kernel, or, where that was not looked into, of any: name → kernel."""
+    known = [one for one in facts.initramfs if one.modules is not None]
+    asked = [one for one in known if one.kernel == running] or known
+    return {name: one.kernel for one in asked for name in one.modules or ()}
 
 
-def _who(names: Iterable[str], listed: Mapping[str, str], running: str) -> str:
+def _who(names: Iterable[str], listed: Mapping[str, str], holders: Mapping[str, str], running: str) -> str:
     """Who wants them in it; of several the first that is on a list."""
-    place = next((listed[name] for name in names if name in listed), "")
-    return f"{place} puts it into the initramfs" if place else f"the initramfs of {running}, which is running, holds it"
+    names = list(names)
+    if place := next((listed[name] for name in names if name in listed), ""):
+        return f"{place} puts it into the initramfs"
+    return held(holders[names[0]], running)
+
+
+def held(kernel: str, running: str) -> str:
+    """Whose initramfs says that a module is wanted in one."""
+    return f"the initramfs of {kernel}{', which is running,' if kernel == running else ''} holds it"

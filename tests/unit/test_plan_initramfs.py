@@ -46,7 +46,11 @@ def test_what_it_lacks_is_not_made_up_for_by_its_age() -> None:
     assert behind(late, {"zfs": NOW, "spl": NOW}, LISTED, "running") == Behind(MISSING)
     found = behind(late, {"zfs": NOW, "spl": NOW}, HELD, "running")
     assert found == Behind(f"zfs is not in {PATH}, and the initramfs of running, which is running, holds it")
-    assert behind(late, {"zfs": NOW}, HELD, "another") is None
+    elsewhere = behind(late, {"zfs": NOW}, HELD, "")
+    assert elsewhere == Behind(f"zfs is not in {PATH}, and the initramfs of running holds it"), "in a chroot"
+    here = Initramfs(kernel="another", path="/boot/a", made=0.0, modules=())
+    both = HELD.model_copy(update={"initramfs": (*HELD.initramfs, here)})
+    assert behind(late, {"zfs": NOW}, both, "another") is None, "the machine came up without it"
     assert behind(late, {"zfs": NOW}, NOBODY, "running") is None
 
 
