@@ -4,20 +4,23 @@
 Whether it does is `plan.initramfs`'s word, by which the boot verdict goes too; here it is looked into first.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from kmodhookd.act.unit import run_apart
 from kmodhookd.errors import Fault
 from kmodhookd.model import Inventory, Kernel
 from kmodhookd.observe import bootneeds, decisions
 from kmodhookd.observe.elf import module_name
-from kmodhookd.observe.initramfs import Contents, canonical, command, images, taken_out
+from kmodhookd.observe.initramfs import Contents, canonical, command, taken_out
 from kmodhookd.plan.initramfs import behind, in_tree, left
 from kmodhookd.root import Root
 
 TIMEOUT = 900.0
 
 
-def due(root: Root, kernel: Kernel, inventory: Inventory) -> bool:
-    """Whether a kernel's initramfs is behind the modules in its tree, or may be, or holds one that was taken out of it.
+def due(root: Root, kernel: Kernel, inventory: Inventory) -> list[str]:
+    """The initramfs files of a kernel that are behind the modules in its tree, or may be, or hold one that was taken out.
 
     The inventory may be of before that: our records, and the lists that people keep, are read as they are now.
     """
@@ -29,27 +32,39 @@ def due(root: Root, kernel: Kernel, inventory: Inventory) -> bool:
     modules |= _recorded(root, kernel.release)
     names = modules.keys() | taken_out(root, kernel.release).keys()
     contents = Contents(root)
-    image = bootneeds.image(root, kernel, names, contents, look_inside=True) if names else None
+    images = bootneeds.images(root, kernel, names, contents, look_inside=True) if names else []
     contents.save()
     facts = inventory.boot.model_copy(update={"needs": bootneeds.listed(root)})
-    if image is None:
-        return False
-    return bool(left(image, modules)) or behind(image, modules, facts, inventory.running) is not None
+    return [one.path for one in images if left(one, modules) or behind(one, modules, facts, inventory.running)]
 
 
-def remake(root: Root, kernel: Kernel) -> None:
-    """Make it again with the tool that makes it on this system. A `Fault` when that fails."""
-    argv = command(root, kernel)
+def remake(root: Root, kernel: Kernel, images: Sequence[str]) -> None:
+    """Make these again with the tool that makes them on this system. A `Fault` when that fails."""
+    commands = {path: tuple(command(root, kernel, root.resolve(path))) for path in images}
+    for argv in dict.fromkeys(commands.values()):  # one may make them all
+        _make(root, kernel, argv, [root.resolve(path) for path in images if commands[path] == argv])
+
+
+def _make(root: Root, kernel: Kernel, argv: Sequence[str], images: Sequence[Path]) -> None:
     if not argv:
-        raise Fault("no tool that makes an initramfs was found", where=kernel.release, hint="make it again by hand")
-    before = {image: image.stat().st_mtime_ns for image in images(root, kernel)}
+        place = root.inside(images[0])
+        raise Fault(f"no tool that makes {place} was found", where=kernel.release, hint="make it again by hand")
+    before = {image: _stamp(image) for image in images}
     result = run_apart(root, argv, timeout=TIMEOUT)
     hint = f"run '{' '.join(argv)}'"
     if not result.ok:
         last = (result.output.strip().splitlines() or [""])[-1]
         raise Fault(f"its initramfs could not be made: {result.sentence()}: {last}", where=kernel.release, hint=hint)
-    if before and not any(path.exists() and path.stat().st_mtime_ns != was for path, was in before.items()):
+    if any(_stamp(image) in (0, was) for image, was in before.items()):
         raise Fault("its initramfs is still the old one", where=kernel.release, hint=hint)
+
+
+def _stamp(image: Path) -> int:
+    """When it was made (ns); 0 when it is gone."""
+    try:
+        return image.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _recorded(root: Root, release: str) -> dict[str, float]:

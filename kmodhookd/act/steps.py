@@ -374,11 +374,12 @@ class Work:
             with self._apart(release), work_lock(self.root, f"initramfs@{release}"):
                 kernel, wanted = kernels.get(release), self.settings.policy.initramfs
                 if kernel is not None and not kernel.leaving and release in debts.owed(self.root):
-                    due = (wanted or taken_out(self.root, release)) and initramfs.due(self.root, kernel, inventory)
+                    looks = wanted or taken_out(self.root, release)
+                    due = initramfs.due(self.root, kernel, inventory) if looks else []
                     if due and not wanted:
                         continue  # the verdict on the boot tells of it until somebody makes it again
                     if due:
-                        initramfs.remake(self.root, kernel)
+                        initramfs.remake(self.root, kernel, due)
                 debts.settle(self.root, release)
 
 

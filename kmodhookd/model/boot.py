@@ -38,6 +38,6 @@ class BootFacts(Noun):
     """All of it, as far as modules of ours are concerned."""
 
     needs: tuple[Need, ...] = ()
-    initramfs: tuple[Initramfs, ...] = ()  # one for each kernel that has one
+    initramfs: tuple[Initramfs, ...] = ()  # of a kernel those that the tool which is here makes, or one
     absent: tuple[tuple[str, str], ...] = ()  # kernel, and a name of `policy.required` that neither it nor a source has
     watch: tuple[str, ...] = ()  # directories in which what the next boot takes and needs is said

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the next boot asks for of our modules: lists, what is loaded now, what the initramfs of each kernel holds."""
 
+import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
@@ -54,12 +55,12 @@ def facts(
     if not ours:
         return BootFacts(absent=absent)
     contents = Contents(root)
-    held = [image(root, kernel, ours, contents, look_inside=look_inside, cancel=cancel) for kernel in there]
+    held = [images(root, kernel, ours, contents, look_inside=look_inside, cancel=cancel) for kernel in there]
     contents.save(all_seen=True)
     running = any(kernel.running for kernel in kernels)
     return BootFacts(
         needs=tuple(need for need in _needs(root, loaded if running else "") if need.name in ours),
-        initramfs=tuple(one for one in held if one is not None),
+        initramfs=tuple(one for each in held for one in each),
         absent=absent,
         watch=tuple(place for place in WATCHED if _is_directory(root, place)),
     )
@@ -108,7 +109,7 @@ def loaded_now(place: str = LOADED) -> set[str]:
     return {canonical(line.split()[0]) for line in lines if line.strip()}
 
 
-def image(
+def images(
     root: Root,
     kernel: Kernel,
     ours: AbstractSet[str],
@@ -116,25 +117,23 @@ def image(
     *,
     look_inside: bool,
     cancel: threading.Event | None = None,
-) -> Initramfs | None:
-    """The initramfs of a kernel; of several the one that was made last: older ones are what another convention left."""
-    try:
-        path = max(initramfs.images(root, kernel), key=lambda path: path.stat().st_mtime, default=None)
-        if path is None:
-            return None
-        release = kernel.release
-        held = contents.modules(path, release, cancel) if look_inside else contents.known(path, release)
-        gone = initramfs.taken_out(root, release)
-        return Initramfs(
-            kernel=release,
-            path=root.inside(path),
-            made=path.stat().st_mtime,
-            command=" ".join(initramfs.command(root, kernel)),
-            modules=None if held is None else tuple(sorted(held & ours)),
-            gone={name: when for name, when in gone.items() if name in (held or ())},
-        )
-    except OSError:  # gone since it was listed
-        return None
+) -> list[Initramfs]:
+    """The initramfs files by which a kernel is judged."""
+    release, found = kernel.release, []
+    gone = initramfs.taken_out(root, release)
+    with contextlib.suppress(OSError):  # gone since it was listed
+        for path in initramfs.judged(root, kernel):
+            held = contents.modules(path, release, cancel) if look_inside else contents.known(path, release)
+            one = Initramfs(
+                kernel=release,
+                path=root.inside(path),
+                made=path.stat().st_mtime,
+                command=" ".join(initramfs.command(root, kernel, path)),
+                modules=None if held is None else tuple(sorted(held & ours)),
+                gone={name: when for name, when in gone.items() if name in (held or ())},
+            )
+            found.append(one)
+    return found
 
 
 def _absent(

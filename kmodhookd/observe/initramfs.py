@@ -28,11 +28,15 @@ DEBTS = f"{store.STATE}/initramfs"  # a file for each kernel whose initramfs is 
 COMMENT = re.compile(r"(^|[ \t])#.*$", re.MULTILINE)
 LINES = re.compile(r"^[ \t]*()()([\w-]+)", re.MULTILINE)
 ARRAY = re.compile(r"^[ \t]*(MODULES)(\+?)=[(\"']([^)\"']*)", re.MULTILINE)
+PRESETS = re.compile(r"^[ \t]*PRESETS=\(([^)]*)\)", re.MULTILINE)
+PRESET_IMAGE = re.compile(r"^[ \t]*(\w+?)_(?:efi_image|image|uki)=[\"']?([^\"'\s]+)", re.MULTILINE)
+UEFI = re.compile(r"^[ \t]*(uefi)()=[\"']?(\w*)", re.MULTILINE)
+DRACUT = ("/etc/dracut.conf", "/usr/lib/dracut/dracut.conf.d/*.conf", "/etc/dracut.conf.d/*.conf")
 WORDS = re.compile(r"^[ \t]*(add_drivers|force_drivers)(\+?)=[\"']?([^\"'\n]*)", re.MULTILINE)
 CONFIGURED = (  # by which tool people and packages name modules, how (variable, `+`, names), and where
     ("mkinitramfs", LINES, ("/etc/initramfs-tools/modules", "/usr/share/initramfs-tools/modules.d/*")),
     ("mkinitcpio", ARRAY, ("/etc/mkinitcpio.conf", "/etc/mkinitcpio.conf.d/*.conf")),
-    ("dracut", WORDS, ("/etc/dracut.conf", "/usr/lib/dracut/dracut.conf.d/*.conf", "/etc/dracut.conf.d/*.conf")),
+    ("dracut", WORDS, DRACUT),
 )
 
 
@@ -96,6 +100,17 @@ def images(root: Root, kernel: Kernel) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
+def judged(root: Root, kernel: Kernel) -> list[Path]:
+    """The initramfs files by which a kernel is judged: those that the tool which is here makes; without any, the newest.
+
+    Which of them is booted is not looked into. What the tool does not make would be behind for ever, whether or not anybody
+    boots it, and a newer one of another sort says nothing of those that it makes.
+    """
+    found = images(root, kernel)
+    made = [image for image in found if _is_made(root, kernel, image)]
+    return made or sorted(found, key=lambda image: image.stat().st_mtime)[-1:]
+
+
 def configured(root: Root) -> dict[str, str]:
     """Modules that people want in every initramfs, by name with underscores, and the file that names each.
 
@@ -105,16 +120,15 @@ def configured(root: Root) -> dict[str, str]:
     names: dict[str, str] = {}
     for tool, syntax, patterns in CONFIGURED:
         if not here or tool in here:
-            places = [place for pattern in patterns for place in _files(root, pattern)]
-            for found in _said(root, syntax, places).values():
+            for found in _said(root, syntax, patterns).values():
                 names = found | names
     return names
 
 
-def _said(root: Root, syntax: re.Pattern[str], places: Iterable[str]) -> dict[str, dict[str, str]]:
+def _said(root: Root, syntax: re.Pattern[str], patterns: Iterable[str]) -> dict[str, dict[str, str]]:
     """Variable → module → the file that names it. What is set anew (`=`) forgets what was said before."""
     said: dict[str, dict[str, str]] = {}
-    for place in places:
+    for place in (place for pattern in patterns for place in _files(root, pattern)):
         for variable, more, words in syntax.findall(COMMENT.sub("", text(root, place, MAX_CONFIGURATION))):
             known = said.setdefault(variable, {})
             if variable and not more:
@@ -137,17 +151,43 @@ def taken_out(root: Root, release: str) -> dict[str, float]:
     return found
 
 
-def command(root: Root, kernel: Kernel) -> list[str]:
-    """What makes it again. dracut on Debian brings its own update-initramfs, so that comes first; [] = nothing does."""
-    base = pkgbase(root, kernel)
-    if which(root, "update-initramfs"):
-        return ["update-initramfs", "-u", "-k", kernel.release]
-    if which(root, "mkinitcpio") and base and root.resolve(f"/etc/mkinitcpio.d/{base}.preset").is_file():
-        return ["mkinitcpio", "-p", base]
-    if which(root, "dracut"):
-        target = [root.inside(image) for image in images(root, kernel)][:1]
-        return ["dracut", "-f", "--kver", kernel.release, *target]
+def command(root: Root, kernel: Kernel, image: Path) -> list[str]:
+    """What makes it again; [] = nothing does. dracut is told which file: it would overwrite one of another sort as well."""
+    match _tool(root, kernel):
+        case "update-initramfs":
+            return ["update-initramfs", "-u", "-k", kernel.release]
+        case "mkinitcpio":
+            return ["mkinitcpio", "-p", pkgbase(root, kernel)]
+        case "dracut" if _is_made(root, kernel, image):
+            return ["dracut", "-f", "--kver", kernel.release, root.inside(image)]
     return []
+
+
+def _tool(root: Root, kernel: Kernel) -> str:
+    """What makes an initramfs here. dracut on Debian brings its own update-initramfs, so that comes first; "" = nothing."""
+    if which(root, "update-initramfs"):
+        return "update-initramfs"
+    if which(root, "mkinitcpio") and pkgbase(root, kernel) and root.resolve(_preset(root, kernel)).is_file():
+        return "mkinitcpio"
+    return "dracut" if which(root, "dracut") else ""
+
+
+def _is_made(root: Root, kernel: Kernel, image: Path) -> bool:
+    """Whether `command` makes this file. A preset's `fallback` is left out: what it holds is not what a boot is to have."""
+    match _tool(root, kernel):
+        case "update-initramfs":
+            return image == reachable(root, f"/boot/initrd.img-{kernel.release}")
+        case "mkinitcpio":
+            preset = COMMENT.sub("", text(root, _preset(root, kernel), MAX_CONFIGURATION))
+            names = {name for found in PRESETS.findall(preset) for name in re.findall(r"\w+", found)} - {"fallback"}
+            return image in [reachable(root, path) for name, path in PRESET_IMAGE.findall(preset) if name in names]
+        case "dracut":  # whichever it is told; its configuration says whether that becomes a unified kernel image
+            return (image.suffix == ".efi") == ("yes" in _said(root, UEFI, DRACUT).get("uefi", {}))
+    return False
+
+
+def _preset(root: Root, kernel: Kernel) -> str:
+    return f"/etc/mkinitcpio.d/{pkgbase(root, kernel)}.preset"
 
 
 def canonical(name: str) -> str:

@@ -9,6 +9,7 @@ from kmodhookd.model import (
     Cell,
     FailureClass,
     HeadersState,
+    Initramfs,
     Inventory,
     Kernel,
     NeedKind,
@@ -63,7 +64,6 @@ class _Look:
         self.settings = settings
         self.placements = {placement.cell: placement for placement in inventory.placements}
         self.kernels = {kernel.release: kernel for kernel in inventory.kernels}
-        self.images = {one.kernel: one for one in inventory.boot.initramfs}
         self.booted_with = initramfs.held_by(inventory.boot, inventory.running)
 
     def why(self, cell: Cell) -> _Why:
@@ -82,6 +82,10 @@ class _Look:
         if held := sorted(names & self.booted_with.keys()):
             found.append(_Why(2, initramfs.held(self.booted_with[held[0]], self.inventory.running)))
         return min(found, key=lambda why: why.rank)
+
+    def images(self, kernel: Kernel) -> list[Initramfs]:
+        """The initramfs files by which a kernel is judged: what is wrong with one is wrong with the boot."""
+        return [one for one in self.inventory.boot.initramfs if one.kernel == kernel.release]
 
     def is_required(self, cell: Cell) -> bool:
         """Whether the administrator's list has it, by the name of its source or of one of its modules."""
@@ -210,17 +214,18 @@ def _duration(placements: Iterable[Placement], where: str) -> str:
 
 def _left(at: _Look, kernel: Kernel) -> list[_Reason]:
     """What the initramfs loads although it is in the kernel's tree no more, whether or not its source is still there."""
-    image = at.images.get(kernel.release)
-    if image is None:
-        return []
     there = {name for one in at.inventory.placements if one.kernel == kernel.release for name in initramfs.in_tree(one)}
     required = {name.replace("-", "_") for name in at.settings.policy.required}
-    remedy = image.command or MAKE_AGAIN
+    found = [(image, name) for image in at.images(kernel) for name in initramfs.left(image, there)]
     return [
         _Reason(
-            name, f"{image.path} still holds {name}, which was taken out", remedy, not required or name in required, 9
+            name,
+            f"{image.path} still holds {name}, which was taken out",
+            image.command or MAKE_AGAIN,
+            not required or name in required,
+            9,
         )
-        for name in initramfs.left(image, there)
+        for image, name in found
     ]
 
 
@@ -251,9 +256,7 @@ def _findings(at: _Look, kernel: Kernel, placement: Placement) -> Iterator[tuple
             # Somebody's word that the boot is not to have it, or the kernel's own that it has it.
             if reason.kind is not Refusal.BLACKLISTED and not verdict.builtin:
                 yield f"{verdict.module} will not load: {reason.sentence}", reason.remedy
-    image = at.images.get(kernel.release)
-    if image is None:
-        return
-    wrong = initramfs.behind(image, initramfs.in_tree(placement), at.inventory.boot, at.inventory.running)
-    if wrong is not None and wrong.certain:
-        yield wrong.sentence, image.command or MAKE_AGAIN
+    for image in at.images(kernel):
+        wrong = initramfs.behind(image, initramfs.in_tree(placement), at.inventory.boot, at.inventory.running)
+        if wrong is not None and wrong.certain:
+            yield wrong.sentence, image.command or MAKE_AGAIN

@@ -209,6 +209,9 @@ def test_a_full_disk_keeps_the_old_index_and_is_said(root: Root, full: str) -> N
 # --- initramfs ------------------------------------------------------------------------------------------------------
 
 
+IMAGE = f"/boot/initrd.img-{K}"
+
+
 @pytest.fixture
 def served(root: Root) -> Root:
     """The same with a record of ours, an initramfs older than it, and tools (scripts) that list and make one."""
@@ -220,7 +223,7 @@ def served(root: Root) -> Root:
     return root
 
 
-def due(root: Root, boot: BootFacts | None = None, running: str = "") -> bool:
+def due(root: Root, boot: BootFacts | None = None, running: str = "") -> list[str]:
     return initramfs.due(root, KERNEL, Inventory(when=0.0, boot=boot or BootFacts(), running=running))
 
 
@@ -287,17 +290,47 @@ def test_it_is_not_due_when_there_is_none(served: Root) -> None:
 
 
 def test_it_is_made_for_exactly_that_kernel(served: Root) -> None:
-    initramfs.remake(served, KERNEL)
+    initramfs.remake(served, KERNEL, [IMAGE])
     assert (served.prefix / "asked").read_text() == f"-u -k {K}\n"
+
+
+def test_a_newer_one_of_another_sort_hides_none(served: Root) -> None:
+    """GRUB boots Debian's; by hand another was made afterwards, which holds everything."""
+    other = f"/boot/initramfs-{K}.img"
+    trees.make(served.prefix, {"/etc/initramfs-tools/modules": "tiny_one\n", other: "x"})
+    initramfstools.made_ago(served.resolve(other), -5)
+    initramfstools.tool(
+        served, "lsinitramfs", f'[ "$1" = {IMAGE} ] || echo usr/lib/modules/{K}/updates/dkms/tiny_one.ko'
+    )
+    assert due(served) == [IMAGE]
+
+
+def test_of_several_those_are_made_again_that_are_behind(served: Root) -> None:
+    """dracut is told which, once for each."""
+    others = [f"/boot/initramfs-{K}.img", f"/boot/initrd-{K}"]
+    trees.make(served.prefix, {"/etc/dracut.conf": 'add_drivers+="tiny_one"\n', **dict.fromkeys(others, "x")})
+    (served.prefix / "usr/bin/update-initramfs").unlink()
+    initramfstools.made_ago(served.resolve(others[0]), -5)
+    initramfstools.made_ago(served.resolve(others[1]), 5)
+    initramfstools.tool(served, "lsinitramfs", f"echo usr/lib/modules/{K}/updates/dkms/tiny_one.ko")
+    initramfstools.tool(served, "dracut", 'echo "$@" >> /asked; touch "$4"')
+    behind = due(served)
+    assert behind == [IMAGE, others[1]]
+    initramfs.remake(served, KERNEL, behind)
+    assert (served.prefix / "asked").read_text() == f"-f --kver {K} {IMAGE}\n-f --kver {K} {others[1]}\n"
+    assert due(served) == []
+    initramfstools.tool(served, "dracut", f"touch {IMAGE}")
+    with pytest.raises(Fault, match="still the old"):
+        initramfs.remake(served, KERNEL, behind)
 
 
 def test_a_tool_that_fails_or_does_nothing_is_said(served: Root) -> None:
     (served.prefix / "broken").touch()
     with pytest.raises(Fault, match="exit status 3"):
-        initramfs.remake(served, KERNEL)
+        initramfs.remake(served, KERNEL, [IMAGE])
     initramfstools.tool(served, "update-initramfs", "exit 0")
     with pytest.raises(Fault, match="still the old"):
-        initramfs.remake(served, KERNEL)
+        initramfs.remake(served, KERNEL, [IMAGE])
 
 
 # --- scripts --------------------------------------------------------------------------------------------------------

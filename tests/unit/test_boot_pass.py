@@ -162,7 +162,7 @@ def test_what_is_said_of_an_initramfs_is_why_it_is_made_again(
     (verdict,) = engine.look_only(root, SETTINGS).boot
     assert (verdict.verdict == "not-ready") is wrong, what
     inventory = look(root, SETTINGS)
-    assert renewal.due(root, inventory.kernels[0], inventory) is wrong, what
+    assert bool(renewal.due(root, inventory.kernels[0], inventory)) is wrong, what
 
 
 # --- what was taken out ---------------------------------------------------------------------------------------------

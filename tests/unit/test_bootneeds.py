@@ -180,17 +180,61 @@ def test_of_several_the_last_that_was_made_counts(tmp_path: Path) -> None:
     assert one.path == f"/efi/token/{K2}/initrd" and one.modules is None
 
 
+DEBIANS, DRACUTS, UNIFIED = f"/boot/initrd.img-{K2}", f"/boot/initramfs-{K2}.img", f"/efi/EFI/Linux/token-{K2}.efi"
+ARCHS, FALLBACK = "/boot/initramfs-linux.img", "/boot/EFI/Linux/arch-linux-fallback.efi"
+PRESET = "/etc/mkinitcpio.d/linux.preset"
+USUAL = f"""PRESETS=('default' 'fallback')
+default_image="{ARCHS}"
+#default_uki="/boot/EFI/Linux/arch-linux.efi"
+fallback_uki="{FALLBACK}"
+fallback_options="-S autodetect"
+"""
+ALONE = f"PRESETS=('default')\ndefault_uki='{UNIFIED}'  # not {ARCHS}\nold_image='{ARCHS}'\n"
+
+
+@pytest.mark.parametrize(
+    ("tool", "entries", "there", "expected"),  # `there`: from old to new
+    [
+        ("update-initramfs", {}, (DEBIANS, DRACUTS, UNIFIED), [DEBIANS]),
+        ("update-initramfs", {}, (DRACUTS, f"/efi/token/{K2}/initrd.img-{K2}"), [f"/efi/token/{K2}/initrd.img-{K2}"]),
+        ("mkinitcpio", {PRESET: USUAL}, (ARCHS, DRACUTS, FALLBACK), [ARCHS]),
+        ("mkinitcpio", {PRESET: ALONE}, (UNIFIED, ARCHS), [UNIFIED]),
+        ("dracut", {}, (DEBIANS, DRACUTS, UNIFIED), [DEBIANS, DRACUTS]),
+        ("dracut", {"/etc/dracut.conf.d/x.conf": 'uefi="yes"\n'}, (UNIFIED, DRACUTS), [UNIFIED]),
+        ("dracut", {}, (UNIFIED,), [UNIFIED]),
+        ("lsinitrd", {}, (UNIFIED, DEBIANS, DRACUTS), [DRACUTS]),
+    ],
+)
+def test_those_are_judged_that_the_tool_makes_and_only_without_any_the_newest(
+    tmp_path: Path, tool: str, entries: dict[str, Content], there: tuple[str, ...], expected: list[str]
+) -> None:
+    """What nobody makes again would be behind for ever; a newer one of another sort hides none that is booted."""
+    images = dict.fromkeys(there, "x")
+    made: dict[str, Content] = {"/usr/bin": None, f"/usr/lib/modules/{K2}/pkgbase": "linux\n", **entries, **images}
+    root = trees.make(tmp_path, made)
+    for age, place in enumerate(reversed(there)):
+        initramfstools.made_ago(root.resolve(place), 100 * age)
+    initramfstools.tool(root, tool, "exit 1")
+    assert [one.path for one in facts(root, ours(K2, "zfs")).initramfs] == expected
+
+
+@pytest.mark.parametrize(("place", "uefi"), [(UNIFIED, "no"), (DRACUTS, "yes")])
+def test_dracut_overwrites_no_image_of_another_sort(tmp_path: Path, place: str, uefi: str) -> None:
+    root = trees.make(tmp_path, {"/usr/bin": None, "/etc/dracut.conf": f"uefi={uefi}\n", place: "x"})
+    initramfstools.tool(root, "dracut", "exit 1")
+    assert initramfs.command(root, kernel(K2), root.resolve(place)) == []
+
+
 @pytest.mark.parametrize(
     ("tools", "entries", "expected"),
     [
         (("update-initramfs", "dracut"), {}, ["update-initramfs", "-u", "-k", K2]),
         (("mkinitcpio",), {"/etc/mkinitcpio.d/linux.preset": ""}, ["mkinitcpio", "-p", "linux"]),
         (("mkinitcpio",), {}, []),
-        (("dracut",), {"/boot/initrd.img-x": ""}, ["dracut", "-f", "--kver", K2]),
         (
             ("dracut",),
-            {f"/boot/initramfs-{K2}.img": ""},
-            ["dracut", "-f", "--kver", K2, f"/boot/initramfs-{K2}.img"],
+            {DRACUTS: ""},
+            ["dracut", "-f", "--kver", K2, DRACUTS],
         ),
         ((), {}, []),
     ],
@@ -201,7 +245,7 @@ def test_what_makes_it_again(
     root = trees.make(tmp_path, {"/usr/bin": None, f"/usr/lib/modules/{K2}/pkgbase": "linux\n", **entries})
     for name in tools:
         initramfstools.tool(root, name, "exit 1")
-    assert initramfs.command(root, kernel(K2)) == expected
+    assert initramfs.command(root, kernel(K2), root.resolve(DRACUTS)) == expected
 
 
 # --- what it holds --------------------------------------------------------------------------------------------------------

@@ -180,6 +180,19 @@ def test_an_initramfs_with_an_older_module_is_not_what_was_installed() -> None:
     assert verdict(world(module, images=(image(K2, "zfs", made=NOW - 1),))).verdict == "ready", "ESPs round their times"
 
 
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_of_several_the_one_that_is_wrong_is_named(newest_first: bool) -> None:
+    module = there(on(ZFS, K2), when=NOW)
+    fine = image(K2, "zfs", made=NOW + 200)
+    old = image(K2, "zfs", made=NOW - 60).model_copy(update={"path": "/boot/old", "command": "dracut /boot/old"})
+    for wrong in (old, old.model_copy(update={"made": NOW + 100, "gone": {"zfs": NOW + 200}})):
+        module = module if wrong is old else on(ZFS, K2)
+        found = verdict(world(module, images=(fine, wrong) if newest_first else (wrong, fine)))
+        told = [(text, remedy) for _, text, remedy in found.reasons if "/boot/" in text]
+        assert [remedy for _, remedy in told] == ["dracut /boot/old"] and told[0][0].startswith("/boot/old")
+        assert found.verdict == "not-ready"
+
+
 def test_an_initramfs_that_holds_what_was_taken_out_is_said_to() -> None:
     """Also where the kernel has its own instead, or where nothing of the source is left."""
     stale = image(K2, "zfs").model_copy(update={"gone": {"zfs": NOW + 200}})
