@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -305,6 +306,25 @@ def test_one_that_cannot_be_listed_is_not_known_and_not_tried_again(served: Root
     for _ in range(2):
         assert held(served, look_inside=True) == {K1: None, K2: None}
     assert (served.prefix / "listed").read_text() == "x\nx\n"
+
+
+def test_one_whose_listing_takes_too_long_is_not_tried_again_until_it_changes(
+    served: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every pass on a slow machine would spend that time again."""
+    image = served.prefix / f"boot/initrd.img-{K2}"
+    os.mkfifo(served.prefix / "never")
+    initramfstools.tool(served, "lsinitramfs", "exec cat /never")
+    settle(image)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(initramfs, "LISTING_TIMEOUT", 0.5)
+        contents = Contents(served)
+        assert contents.modules(image, K2, threading.Event()) is None
+        contents.save()
+    initramfstools.tool(served, "lsinitramfs", f"exec cat /listing-{K2}")
+    assert Contents(served).modules(image, K2, threading.Event()) is None, "it is remembered that it cannot be listed"
+    initramfstools.made_ago(image, 50)
+    assert Contents(served).modules(image, K2, threading.Event()) == frozenset({"ext4"})
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"entries": {"x": 3}}', "\0" * 100])
