@@ -129,7 +129,8 @@ def images(
                 path=root.inside(path),
                 made=path.stat().st_mtime,
                 command=" ".join(initramfs.command(root, kernel, path)),
-                modules=None if held is None else tuple(sorted(held & ours)),
+                # One that shows no module of any kind tells nothing of what it would be given.
+                modules=tuple(sorted(held & ours)) if held else None,
                 gone={name: when for name, when in gone.items() if name in (held or ())},
             )
             found.append(one)

@@ -272,6 +272,12 @@ def held(root: Root, *, look_inside: bool) -> dict[str, tuple[str, ...] | None]:
     return {one.kernel: one.modules for one in made.initramfs}
 
 
+def test_one_without_any_module_tells_nothing(served: Root) -> None:
+    initramfstools.holds(served, K2, [])
+    settle(served.resolve(f"/boot/initrd.img-{K1}"), served.resolve(f"/boot/initrd.img-{K2}"))
+    assert held(served, look_inside=True) == {K1: (), K2: None}
+
+
 def test_it_is_listed_when_asked_to_and_then_known(served: Root) -> None:
     initramfstools.holds(served, K2, ["updates/dkms/zfs.ko.xz", "kernel/evdi-not.ko"])
     settle(served.prefix / f"boot/initrd.img-{K2}", served.prefix / f"boot/initrd.img-{K1}")
@@ -297,7 +303,7 @@ def test_what_changed_meanwhile_is_not_remembered(served: Root, monkeypatch: pyt
 def test_what_is_there_for_another_kernel_is_not_for_this_one(served: Root) -> None:
     """Arch names the file by the flavour: until it is made again it holds the modules of the kernel before."""
     (served.prefix / f"listing-{K2}").write_text(f"usr/lib/modules/{K1}/updates/dkms/zfs.ko\n")
-    assert held(served, look_inside=True)[K2] == ()
+    assert held(served, look_inside=True)[K2] is None
 
 
 def test_one_that_cannot_be_listed_is_not_known_and_not_tried_again(served: Root) -> None:
