@@ -2,6 +2,7 @@
 """The verbs on archives and source trees: `add` of a directory, `ldtarball`, `mktarball`."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from kmodhookd.act import incoming
 from kmodhookd.act.lock import engine_lock
 from kmodhookd.errors import AlreadyThere, Fault, InvalidArgument, NotFound
 from kmodhookd.export.tarball import make_tarball, tarball_name
-from kmodhookd.observe import dkmstree
+from kmodhookd.observe import decisions, dkmstree
 from kmodhookd.root import Root
 from kmodhookd.run import run
 from kmodhookd.settings import Settings
@@ -98,8 +99,7 @@ def pack(
     missing = [target for target in targets if target not in entry.built]
     if missing and not source_only:
         raise NotBuilt(f"nothing is built for {missing[0][0]} ({missing[0][1]})", where=f"{module}/{version}")
-    if source_only:
-        targets = []
+    targets = [] if source_only else _without_taken_over(root, module, version, targets)
     if not binaries_only and not entry.source_exists:
         raise Fault("its source is not there", where=entry.source or entry.directory, hint="--binaries-only needs none")
     place = root.resolve(f"{entry.directory}/tarball")
@@ -108,6 +108,26 @@ def pack(
         target = Path(os.path.abspath(archive)) if "/" in archive else place / archive
     make_tarball(root, entry, targets, target, binaries_only=binaries_only)
     return target
+
+
+def _without_taken_over(
+    root: Root, module: str, version: str, targets: Sequence[dkmstree.Target]
+) -> list[dkmstree.Target]:
+    """Those that were built for their kernel. A copy of another's build is none: where that is packed, it is left out."""
+    records = {target: decisions.record(root, (module, version, *target)) for target in targets}
+    origins = {
+        target: found.provenance.origin
+        for target, found in records.items()
+        if found is not None and found.provenance is not None and found.provenance.origin
+    }
+    kernels = {release for release, _ in targets}
+    for (release, _), origin in origins.items():
+        words = f"nothing is built for {release}: its module was taken over from {origin}"
+        if origin not in kernels:
+            hint = f"kmodhookctl build --force {module}/{version} -k {release}"
+            raise NotBuilt(words, where=f"{module}/{version}", hint=hint)
+        print(f"{words}, which is packed", file=sys.stderr)
+    return [target for target in targets if target not in origins]
 
 
 def _is_new(verbs: Verbs, found: incoming.Incoming, *, again: bool) -> bool:

@@ -110,6 +110,8 @@ def test_the_same_by_kmodhookctl(site: Site, tmp_path: Path) -> None:
     assert ctl("match", "ctl", "--templatekernel", site.k1, "-k", site.k2) == 0
     assert len(site.agreed("ctl")) == 2
     archive = tmp_path / "ctl.tar.zst"
+    assert ctl("mktarball", "ctl/1.0", "-k", site.k2, "--archive", str(archive)) == 3, "it is a copy of the other's"
+    assert ctl("build", "--force", "ctl/1.0", "-k", site.k2) == 0
     assert ctl("mktarball", "ctl/1.0", "-k", site.k2, "--archive", str(archive)) == 0
     assert ctl("remove", "ctl/1.0") == 0
     shutil.rmtree(site.overlay.path("/usr/src/ctl-1.0"))
