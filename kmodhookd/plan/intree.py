@@ -65,7 +65,8 @@ def kept(placement: Placement, kernel: Kernel) -> set[str]:
     there. Of others those in whose stead something would come that may not load.
     """
     record = placement.record
-    if kernel.running or record is None or not record.files or record.over_in_tree is not False:
+    said = record is not None and (record.by_hand or record.over_in_tree is not False)
+    if kernel.running or record is None or not record.files or said:
         return names(placement.installed) | recorded(placement)
     doubtful = {kernel_name(rival) for rival in placement.in_tree if not _can_replace(rival, placement, kernel)}
     return recorded(placement) & doubtful

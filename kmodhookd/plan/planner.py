@@ -343,7 +343,8 @@ def _produce(
     if reason == RESTORE:
         return [act(ActionKind.INSTALL, placement, reason)]
     build = reason in (ASKED, RENEWAL) or not cells.is_fresh(placement)
-    compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
+    needed = intree.names(placement.stored) - intree.superfluous(placement, settings, kernel)
+    compared = cells.is_fresh(placement) and bool(needed)
     stays = cells.is_installed(placement) and intree.kept(placement, kernel)
     stands_back = placement.in_tree and not stays and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []

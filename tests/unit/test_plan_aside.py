@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worlds import NOW, carry_out, installed, inventory, kernel, own, placement, source
 
 from kmodhookd.model import Artifact, HeadersState, Inventory, Kernel, Placement, Plan, Recipe, Record, State, Target
-from kmodhookd.plan import intree, planner
+from kmodhookd.plan import intree, planner, staleness
 from kmodhookd.settings import Invocation, Policy, Settings
 
 K1, RUNNING = kernel("6.1.0-1-amd64"), kernel("6.1.0-1-amd64", running=True)
@@ -271,6 +271,30 @@ def test_edited_source_is_compared_before_it_goes_in_again() -> None:
     assert done(plan(seen)) == ["build"]
     seen = world(there(RUNNING, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"fingerprint": "edited"}), RUNNING)
     assert done(plan(seen)) == ["build", "install"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"by_hand": True}, {"over_in_tree": True}], ids=["ours", "pinned", "forced"])
+def test_what_is_built_again_goes_in_or_what_is_there_goes(fields: dict[str, object]) -> None:
+    """Its kernel was replaced in place by one that has its own: no build of before stays over that for ever."""
+    cell = there(K1, "1.0", own(K1, "v4l", "2.0"), **fields)
+    assert cell.record is not None
+    replaced = cell.record.model_copy(update=staleness.of_replaced(cell.record))
+    seen = world(cell.model_copy(update={"record": replaced}))
+    said: list[str] = []
+    while (made := plan(seen)).actions and len(said) < 9:
+        said += done(made)
+        seen = carry_out(seen, made.actions)
+    assert said == (["build", "install"] if fields else ["build", "uninstall"])
+    assert made.cells[0].state is (State.INSTALLED if fields else State.IN_TREE)
+
+
+def test_of_a_source_that_is_built_again_only_what_is_needed_goes_in() -> None:
+    cell = two(K1, own(K1, "cam", "1.1")).model_copy(update={"fingerprint": "edited"})
+    assert done(plan(world(cell))) == ["build"]
+    assert cell.record is not None
+    rebuilt = cell.model_copy(update={"record": cell.record.model_copy(update={"fingerprint": "edited"})})
+    made = plan(world(rebuilt))
+    assert done(made) == ["install"] and "cam" in made.actions[0].reason
 
 
 # --- what is known of it elsewhere ------------------------------------------------------------------------------------
