@@ -10,7 +10,19 @@ import pytest
 from drawn import with_headers
 from worlds import NOW, carry_out, installed, inventory, own, placement, source
 
-from kmodhookd.model import HeadersState, Inputs, Inventory, Kernel, Placement, Plan, Provenance, State, Target
+from kmodhookd.model import (
+    Failure,
+    FailureClass,
+    HeadersState,
+    Inputs,
+    Inventory,
+    Kernel,
+    Placement,
+    Plan,
+    Provenance,
+    State,
+    Target,
+)
 from kmodhookd.plan import planner, staleness
 from kmodhookd.settings import Settings
 from kmodhookd.verbs import wanted
@@ -116,9 +128,22 @@ REPLACED = REPLACED.model_copy(update=staleness.of_replaced(REPLACED))
 UNKNOWN = REPLACED.model_copy(update={"fingerprint": ""})
 
 
+def attempted(cause: FailureClass, fingerprint: str = "with other headers") -> Failure:
+    module, version, release, arch = aside().cell
+    cell = {"module": module, "version": version, "kernel": release, "arch": arch}
+    return Failure.model_validate({**cell, "cause": cause, "reason": "x", "fingerprint": fingerprint})
+
+
+def test_an_installation_that_failed_while_there_were_headers_is_tried_again_without() -> None:
+    for failure in (attempted(FailureClass.PRE_INSTALL), attempted(FailureClass.INSTALL)):
+        assert [str(one.kind) for one in planned(aside(failure=failure)).actions] == ["install"]
+
+
 @pytest.mark.parametrize(
     ("cell", "on"),
     [
+        (aside(failure=attempted(FailureClass.SOURCE)), WITHOUT),
+        (aside(failure=attempted(FailureClass.COMPILER)), WITHOUT),
         (aside(made=Provenance(inputs=MADE_FROM)), WITHOUT),
         (aside(made=Provenance(inputs=MADE_FROM, own_headers=True, provisional=True)), WITHOUT),
         (aside(inputs=MADE_FROM.model_copy(update={**NO_HEADERS, "source": "edited"})), WITHOUT),
@@ -135,6 +160,8 @@ UNKNOWN = REPLACED.model_copy(update={"fingerprint": ""})
         (aside(K1, foreign_headers=True, inputs=MADE_FROM), K1),
     ],
     ids=[
+        "a build in its stead failed",
+        "a compiler in its stead failed",
         "not known with which headers",
         "provisional",
         "source",
