@@ -49,6 +49,7 @@ class Kernel(Noun):
     headers: Headers
     compression: Literal["", "gz", "xz", "zst"] = ""  # of this kernel's own modules
     vermagic: str = ""  # of the first of its own modules that is found; "" when there is none
+    identity: str = ""  # tells one build of a kernel from another of the same release; "" = it cannot be told
     running: bool = False
     boot_default: bool = False
     leaving: bool = False  # the package database says that it is being removed or is gone

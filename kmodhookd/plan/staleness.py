@@ -4,7 +4,7 @@
 import json
 from collections.abc import Iterator
 
-from kmodhookd.model import OF_HEADERS, PARTS, FailureClass, Inputs, Placement, Provenance, Record
+from kmodhookd.model import OF_HEADERS, PARTS, FailureClass, Inputs, Kernel, Placement, Provenance, Record
 
 UNKNOWN = "source, recipe, headers, compiler or a dependency have changed since it was built"
 OF_INSTALLING = frozenset({FailureClass.PRE_INSTALL, FailureClass.INSTALL})  # what was built is as good as before
@@ -27,12 +27,17 @@ def is_same(placement: Placement, fingerprint: str, provenance: Provenance | Non
     return provenance.own_headers and not provenance.provisional and changed <= OF_HEADERS
 
 
-def fits_without_headers(placement: Placement) -> bool:
+def fits_without_headers(placement: Placement, kernel: Kernel) -> bool:
     """Whether a build of the same inputs may be put in where no headers tell what the kernel exports now.
 
-    Not when an attempt to build it again, while there were some, failed: that there was need for one is all that is known.
+    Only on the very kernel that it was made for; and not when an attempt to build it again, while there were headers,
+    failed: that there was need for one is all that is known.
     """
-    failure = placement.failure
+    record, failure = placement.record, placement.failure
+    if record is None or record.provenance is None or not record.provenance.identity:
+        return False
+    if record.provenance.identity != kernel.identity:
+        return False
     return failure is None or not failure.fingerprint or failure.cause in OF_INSTALLING
 
 
