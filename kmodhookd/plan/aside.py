@@ -5,7 +5,7 @@ Only what we put there by ourselves goes, and only for a file that is there in i
 never for the running kernel, never against a person's word.
 """
 
-from kmodhookd.model import ActionKind, Kernel, Placement
+from kmodhookd.model import ActionKind, HeadersState, Kernel, Placement
 from kmodhookd.plan import cells, intree
 from kmodhookd.settings import Settings
 
@@ -27,6 +27,9 @@ def step(placement: Placement, kernel: Kernel, settings: Settings) -> tuple[Acti
     needed = intree.names(placement.stored) - obsolete
     if needed == there:
         return None
+    fits = kernel.headers.state is HeadersState.PRESENT or cells.needs_no_headers(placement, kernel)
+    if needed and not (ready and fits):
+        return None  # what is installed may be better than what lies ready
     winner = next((winners[name] for name in sorted(obsolete & there)), None)
     if winner is None:
         if not current:

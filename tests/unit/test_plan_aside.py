@@ -297,6 +297,19 @@ def test_of_a_source_that_is_built_again_only_what_is_needed_goes_in() -> None:
     assert done(made) == ["install"] and "cam" in made.actions[0].reason
 
 
+def test_what_lies_ready_goes_in_only_where_it_is_right() -> None:
+    """What is installed is of the inputs as they are; what lies in the DKMS tree is another build."""
+    cell = two(K1, own(K1, "cam", "1.1"))
+    assert done(plan(world(cell))) == ["install"] and cell.record is not None
+    other = cell.model_copy(update={"record": cell.record.model_copy(update={"fingerprint": "other"})})
+    assert done(plan(world(other))) == []
+    mismatched = kernel(K1.release, HeadersState.MISMATCHED)
+    foreign = other.model_copy(update={"foreign_headers": True, "fingerprint": "other"})
+    assert done(plan(world(foreign, mismatched))) == [], "made with headers that are not its own"
+    bare = kernel(K1.release, HeadersState.MISSING)
+    assert done(plan(world(cell.model_copy(update={"fingerprint": ""}), bare))) == [], "for which kernel is not known"
+
+
 # --- what is known of it elsewhere ------------------------------------------------------------------------------------
 
 
