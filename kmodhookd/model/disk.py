@@ -253,6 +253,7 @@ class Placement(OfCell):
     unlisted: tuple[str, ...] = ()  # of `installed`, what the kernel's module index does not name
     weak: tuple[Artifact, ...] = ()  # links of the distribution's weak-modules tools; dangling ones have a `problem`
     archived: bool = False  # originals of this module are kept in the DKMS tree, of whatever version
+    originals: tuple[str, ...] = ()  # the modules that these are, as the kernel calls them
     outdated: str = ""  # why what is built no longer fits a dependency (BUILD_DEPENDS_REBUILD), as DKMS's markers say
     record: Record | None = None
     failure: Failure | None = None
