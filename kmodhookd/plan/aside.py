@@ -10,7 +10,7 @@ from kmodhookd.plan import cells, intree
 from kmodhookd.settings import Settings
 
 
-def step(placement: Placement, kernel: Kernel, settings: Settings) -> tuple[ActionKind, str] | None:
+def step(placement: Placement, kernel: Kernel, settings: Settings, used: intree.Users) -> tuple[ActionKind, str] | None:
     """What to do about modules that are installed and not needed, or needed and left out; None when all is as it should be.
 
     Where another build than the installed one lies ready, it is that one which is compared with the kernel's own.
@@ -23,7 +23,7 @@ def step(placement: Placement, kernel: Kernel, settings: Settings) -> tuple[Acti
         return None
     there = intree.recorded(placement)
     winners = intree.winners(placement, settings)
-    obsolete = intree.superfluous(placement, settings, kernel)
+    obsolete = intree.superfluous(placement, settings, kernel, used)
     needed = intree.names(placement.stored) - obsolete
     if needed == there:
         return None

@@ -198,12 +198,12 @@ def test_what_real_dkms_put_there_against_the_kernels_own_stays_when_it_is_built
 def test_force_in_one_call_leaves_nothing_out() -> None:
     """What a person says in a call holds for what that call puts in, and is remembered (`Record.over_in_tree`)."""
     cell = two(K1, own(K1, "cam", "1.1"))
-    assert intree.stands_back(cell, Settings(), K1) == {"cam"}
+    assert intree.stands_back(cell, Settings(), K1, {}) == {"cam"}
     for said in (Invocation(force=True), Invocation(over_in_tree=True)):
-        assert intree.stands_back(cell, Settings(invocation=said), K1) == frozenset()
+        assert intree.stands_back(cell, Settings(invocation=said), K1, {}) == frozenset()
     assert cell.record is not None
     kept = cell.model_copy(update={"record": cell.record.model_copy(update={"over_in_tree": True})})
-    assert done(plan(world(kept))) == [] and intree.stands_back(kept, Settings(), K1) == frozenset()
+    assert done(plan(world(kept))) == [] and intree.stands_back(kept, Settings(), K1, {}) == frozenset()
 
 
 # --- of several modules some ------------------------------------------------------------------------------------------
@@ -252,18 +252,52 @@ def test_modules_that_take_symbols_of_each_other_go_together_or_not_at_all() -> 
         needing(two(K1, own(K1, "v4l", "1.1")), "cam"),
         two(K1, beneath),
     ):
-        assert done(plan(world(cell))) == [] and intree.stands_back(cell, Settings(), K1) == frozenset()
+        assert done(plan(world(cell))) == [] and intree.stands_back(cell, Settings(), K1, {}) == frozenset()
         assert cell.record is not None
         bare = cell.record.model_copy(update={"files": (), "installed_fingerprint": ""})
         fresh = cell.model_copy(update={"installed": (), "active": False, "record": bare})
         assert done(plan(world(fresh))) == ["install"], "nor is one left out to begin with"
-        assert intree.stands_back(fresh, Settings(), K1) == frozenset()
+        assert intree.stands_back(fresh, Settings(), K1, {}) == frozenset()
     both = needing(two(K1, own(K1, "v4l", "2.0"), newer), "cam")
     assert done(plan(world(both))) == ["uninstall"]
     assert done(plan(world(needing(two(K1, newer), "videodev")))) == ["install"], "others' symbols tie nothing"
     dashed = Artifact(path="s/my-cam.ko", module="my-cam", version="1.0")
     cell = needing(there(K1, "1.0", own(K1, "my_cam", "2.0")), "my-cam")
-    assert intree.stands_back(cell.model_copy(update={"stored": (*cell.stored, dashed)}), Settings(), K1) == frozenset()
+    assert (
+        intree.stands_back(cell.model_copy(update={"stored": (*cell.stored, dashed)}), Settings(), K1, {})
+        == frozenset()
+    )
+
+
+def upon(*depends: str, on: Kernel = K1) -> Placement:
+    """Another source's module, installed, that takes symbols of these."""
+    made = installed(placement(source("cam"), on))
+    needy = made.installed[0].model_copy(update={"depends": depends})
+    return made.model_copy(update={"installed": (needy,), "stored": (needy,)})
+
+
+def test_it_stays_while_what_another_source_has_there_is_built_upon_it() -> None:
+    newer = own(K1, "v4l", "2.0")
+    elsewhere = kernel("6.1.0-2-amd64")
+
+    def beside(one: Placement, other: Placement) -> list[str]:
+        sources = [V4L, source("cam")]
+        made = plan(inventory([one, other], [K1, elsewhere], sources))
+        return [str(step.kind) for step in made.actions if step.module == "v4l"]
+
+    needy = upon("videodev", "v4l")
+    assert beside(there(K1, "1.0", newer), needy) == []
+    assert beside(there(K1, "1.0", newer).model_copy(update={"fingerprint": "edited"}), needy) == ["build", "install"]
+    linked = {"installed": (), "active": False, "record": None, "stored": (), "weak": needy.installed}
+    for files in ({"installed": ()}, {"stored": ()}, linked):
+        assert beside(there(K1, "1.0", newer), needy.model_copy(update=files)) == []
+    cells = inventory([there(K1, "1.0", newer), needy], [K1], [V4L, source("cam")]).placements
+    assert intree.stands_back(cells[0], Settings(), K1, intree.users(cells)[K1.release]) == frozenset()
+    gone = needy.model_copy(update={"installed": (), "active": False, "record": None})
+    for other in (upon("videodev"), upon("v4l", on=elsewhere), gone):
+        assert beside(there(K1, "1.0", newer), other) == ["uninstall"]
+    fresh = placement(V4L, K1, in_tree=(newer,), stored=(stored("v4l", "1.0"),))
+    assert intree.stands_back(fresh, Settings(), K1, {"v4l": frozenset({"cam"})}) == {"v4l"}, "it was never needed"
 
 
 def test_edited_source_is_compared_before_it_goes_in_again() -> None:
