@@ -101,10 +101,14 @@ def provenance(settings: Settings, placement: Placement, kernel: Kernel, donor: 
     """What is on record of a build for a kernel, or of one that was taken over from `donor`."""
     said = settings.invocation.of(placement.module, placement.version)
     one_off = said.plain != said
-    own_headers = kernel.headers.state is HeadersState.PRESENT
+    made = Provenance(
+        inputs=placement.inputs,
+        own_headers=kernel.headers.state is HeadersState.PRESENT,
+        identity=kernel.identity,
+    )
     if donor is None:
-        return Provenance(inputs=placement.inputs, own_headers=own_headers, one_off=one_off)
+        return made.model_copy(update={"one_off": one_off})
     before = donor.record.provenance if donor.record is not None else None
     origin = (before.origin if before is not None else "") or donor.kernel
     provisional = not reuse.is_identical(donor, placement)
-    return Provenance(inputs=placement.inputs, origin=origin, own_headers=own_headers, provisional=provisional)
+    return made.model_copy(update={"origin": origin, "provisional": provisional})

@@ -290,7 +290,8 @@ class Work:
             assert placement.recipe is not None
             kernel, record = now.kernels[action.kernel], decisions.record(self.root, action.cell)
             # When the kernel's own win for all of them, it was a person who asked for it nevertheless.
-            skip = intree.stands_back(placement, self.settings, kernel)
+            used = intree.users(now.inventory.placements).get(action.kernel, {})
+            skip = intree.stands_back(placement, self.settings, kernel, used)
             skip = frozenset() if len(skip) == len(placement.stored) else skip
             over = intree.is_over(placement, self.settings)
             what, how = placement.recipe, {"by_hand": action.by_hand, "over_in_tree": over}

@@ -49,6 +49,7 @@ class Kernel(Noun):
     headers: Headers
     compression: Literal["", "gz", "xz", "zst"] = ""  # of this kernel's own modules
     vermagic: str = ""  # of the first of its own modules that is found; "" when there is none
+    identity: str = ""  # tells one build of a kernel from another of the same release; "" = it cannot be told
     running: bool = False
     boot_default: bool = False
     leaving: bool = False  # the package database says that it is being removed or is gone
@@ -252,6 +253,7 @@ class Placement(OfCell):
     unlisted: tuple[str, ...] = ()  # of `installed`, what the kernel's module index does not name
     weak: tuple[Artifact, ...] = ()  # links of the distribution's weak-modules tools; dangling ones have a `problem`
     archived: bool = False  # originals of this module are kept in the DKMS tree, of whatever version
+    originals: tuple[str, ...] = ()  # the modules that these are, as the kernel calls them
     outdated: str = ""  # why what is built no longer fits a dependency (BUILD_DEPENDS_REBUILD), as DKMS's markers say
     record: Record | None = None
     failure: Failure | None = None

@@ -60,5 +60,6 @@ class Provenance(Noun, extra="ignore"):
     inputs: Inputs | None = None  # None: made by a version of ours that did not record them
     origin: str = ""  # the kernel it was built for, when that is another one
     own_headers: bool = False  # the headers were known to be this kernel's own
+    identity: str = ""  # of the very kernel that it was made for (Kernel.identity)
     one_off: bool = False  # made as one call asked, beyond what the files say: another kernel does not get it
     provisional: bool = False  # of other inputs than this kernel's; every symbol that it imports has the same version

@@ -197,6 +197,7 @@ def _placement(
     active = (source.module, kernel.release, kernel.arch) in at.tree.active
     placed = at.recorded[source.module, kernel.release] | (targets if active else set())
     groups = _classify(at, kernel, names, placed, targets)
+    archive = at.tree.originals.get((source.module, kernel.release, kernel.arch))
     fingerprint, made_from = inputs.of_build(at.root, at.settings, at.compilers, source, kernel, as_files_say)
     if kernel.release not in at.signing:
         at.signing[kernel.release] = keys.signing(at.root, at.settings, kernel, at.configs.get(kernel.release))
@@ -215,7 +216,8 @@ def _placement(
         unlisted=_unlisted(at, kernel, groups["installed"]),
         in_tree=tuple(groups["in_tree"]),
         weak=tuple(groups["weak"]),
-        archived=(source.module, kernel.release, kernel.arch) in at.tree.originals,
+        archived=archive is not None,
+        originals=tuple(module_name(path) for path in archive or ()),
         outdated=dependencies.outdated(at.root, at.settings, recipe) if recipe is not None and stored else "",
         record=record,
         failure=decisions.failure(at.root, cell),

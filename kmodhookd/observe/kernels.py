@@ -6,6 +6,7 @@ with nothing but the way to headers is headers alone. Everything else in the mod
 """
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -128,6 +129,7 @@ def _kernel(root: Root, tree: _Tree, family: Family, package: str, memory: heade
         headers=found,
         compression=_compression(root, tree),
         vermagic=own.vermagic,
+        identity=_identity(root, tree, own),
         youngest=tree.survey.youngest,
     )
 
@@ -252,6 +254,22 @@ def _own(root: Root, tree: _Tree) -> ModuleFacts:
         with contextlib.suppress(Fault):
             return elf.read_module(root.resolve(tree.survey.own))
     return ModuleFacts(name="")
+
+
+def _identity(root: Root, tree: _Tree, own: ModuleFacts) -> str:
+    """What another build of a kernel of the same release would differ in: the lists that came with it, one of its modules.
+
+    "" where that tells nothing: there are no lists, or the files of the system have no times (OSTree).
+    """
+    lists = []
+    for name in ("modules.builtin", "modules.order") if tree.is_kernel else ():
+        with contextlib.suppress(OSError, InvalidArgument):
+            found = root.resolve(f"{tree.inside}/{name}").stat()
+            lists.append((name, found.st_mtime_ns, found.st_size))
+    if not any(changed for _, changed, _ in lists):
+        return ""
+    said = (lists, own.vermagic, own.srcversion, sorted(own.imports.items()))
+    return hashlib.sha256(repr(said).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _compression(root: Root, tree: _Tree) -> Literal["", "gz", "xz", "zst"]:

@@ -114,7 +114,8 @@ def is_compiled(placement: Placement) -> bool:
 
 def needs_no_headers(placement: Placement, kernel: Kernel) -> bool:
     """Whether nothing has to be built although there are no headers: what was made with them only has to be put in."""
-    return kernel.headers.state is HeadersState.MISSING and is_fresh(placement)
+    missing = kernel.headers.state is HeadersState.MISSING
+    return missing and is_fresh(placement) and staleness.fits_without_headers(placement, kernel)
 
 
 def is_linked(placement: Placement) -> bool:

@@ -2,11 +2,14 @@
 """The kernel's own modules of the names of ours: where they are the same or newer, we stand back (D2)."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from kmodhookd.model import Artifact, Kernel, Placement
 from kmodhookd.plan.versions import is_newer
 from kmodhookd.settings import Settings
+
+Users = Mapping[str, frozenset[str]]  # module → the sources of which something is installed that takes symbols of it
 
 
 def winners(placement: Placement, settings: Settings, elsewhere: Sequence[Artifact] = ()) -> dict[str, Artifact]:
@@ -35,20 +38,31 @@ def is_overridden(module: str, settings: Settings) -> bool:
     return module in settings.dkms.force_install or any(fnmatch.fnmatchcase(module, one) for one in patterns)
 
 
-def stands_back(placement: Placement, settings: Settings, kernel: Kernel) -> frozenset[str]:
+def users(placements: Iterable[Placement]) -> Mapping[str, Users]:
+    """Which modules those that are installed need, by kernel."""
+    found: dict[str, dict[str, frozenset[str]]] = defaultdict(dict)
+    for one in placements:
+        there = recorded(one)
+        for artifact in (*one.installed, *one.weak, *(stored for stored in one.stored if kernel_name(stored) in there)):
+            for name in _needs(artifact):
+                found[one.kernel][name] = found[one.kernel].get(name, frozenset()) | {one.module}
+    return found
+
+
+def stands_back(placement: Placement, settings: Settings, kernel: Kernel, used: Users) -> frozenset[str]:
     """The modules to leave out of an installation since the kernel's own win."""
     if settings.invocation.force or settings.invocation.over_in_tree:
         return frozenset()
-    return superfluous(placement, settings, kernel)
+    return superfluous(placement, settings, kernel, used)
 
 
-def superfluous(placement: Placement, settings: Settings, kernel: Kernel) -> frozenset[str]:
+def superfluous(placement: Placement, settings: Settings, kernel: Kernel, used: Users) -> frozenset[str]:
     """The modules that need not be there since the kernel's own win: none when one of them and one that stays are tied.
 
     A module takes symbols of the very build that it was built against: with the kernel's own in its stead, or with ours
     beneath one of the kernel's own, it "disagrees about version of symbol" (check_version in kernel/module/version.c).
     """
-    going = frozenset(winners(placement, settings)) - kept(placement, kernel)
+    going = frozenset(winners(placement, settings)) - kept(placement, kernel, used)
     staying = names(placement.stored) - going
     theirs = {need for rival in placement.in_tree if kernel_name(rival) in going for need in _needs(rival)}
     ours = [(kernel_name(artifact) in going, _needs(artifact)) for artifact in placement.stored]
@@ -58,17 +72,21 @@ def superfluous(placement: Placement, settings: Settings, kernel: Kernel) -> fro
     return frozenset() if tied else going
 
 
-def kept(placement: Placement, kernel: Kernel) -> set[str]:
+def kept(placement: Placement, kernel: Kernel, used: Users) -> set[str]:
     """The modules that stay in although the kernel's own win, also when somebody has deleted their files.
 
     Those of the running kernel, those that a person put there in spite of it, or may have, and those that real DKMS put
-    there. Of others those in whose stead something would come that may not load.
+    there. Of others those in whose stead something would come that may not load, and those that what is installed of
+    another source was built upon: it may be that it cannot be built again.
     """
     record = placement.record
-    if kernel.running or record is None or not record.files or record.over_in_tree is not False:
+    said = record is not None and (record.by_hand or record.over_in_tree is not False)
+    if kernel.running or record is None or not record.files or said:
         return names(placement.installed) | recorded(placement)
     doubtful = {kernel_name(rival) for rival in placement.in_tree if not _can_replace(rival, placement, kernel)}
-    return recorded(placement) & doubtful
+    return {
+        name for name in recorded(placement) if name in doubtful or used.get(name, frozenset()) - {placement.module}
+    }
 
 
 def _can_replace(rival: Artifact, placement: Placement, kernel: Kernel) -> bool:

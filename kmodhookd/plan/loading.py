@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Mapping
 
 from kmodhookd.model import Fact, Placement, Refusal, Verdict
+from kmodhookd.plan import intree
 
 # What only another build helps against: not keys, blacklists, or other modules that are not there.
 OF_THE_BUILD = frozenset(
@@ -27,9 +28,18 @@ def loads(placement: Placement, verdicts: Mapping[str, Verdict]) -> bool | None:
 
 def misfit(placement: Placement, verdicts: Mapping[str, Verdict]) -> str:
     """Why a module of ours that is there does not fit the kernel, as a sentence; "" when nothing of that is known."""
-    said = (verdicts[artifact.path] for artifact in placement.installed if artifact.path in verdicts)
-    reasons = (reason for verdict in said if not verdict.builtin for reason in verdict.reasons)
-    return next((reason.sentence for reason in reasons if reason.kind in OF_THE_BUILD), "")
+    return next(iter(misfits(placement, verdicts).values()), "")
+
+
+def misfits(placement: Placement, verdicts: Mapping[str, Verdict]) -> dict[str, str]:
+    """The same for each module that does not: name → why."""
+    found: dict[str, str] = {}
+    for artifact in placement.installed:
+        verdict = verdicts.get(artifact.path)
+        for reason in verdict.reasons if verdict is not None and not verdict.builtin else ():
+            if reason.kind in OF_THE_BUILD:
+                found.setdefault(intree.kernel_name(artifact), reason.sentence)
+    return found
 
 
 def facts(placement: Placement, verdicts: Mapping[str, Verdict]) -> Iterator[Fact]:

@@ -63,6 +63,7 @@ class _Picture:
     chosen: dict[tuple[str, str], str] = field(default_factory=dict)  # module, kernel → version
     rivals: dict[tuple[str, str], list[Placement]] = field(default_factory=dict)  # module, kernel → every version
     there: Mapping[str, frozenset[str]] = field(default_factory=dict)  # kernel → modules on which others may build
+    used: Mapping[str, intree.Users] = field(default_factory=dict)  # by kernel
     barred: dict[tuple[str, str], Decision] = field(default_factory=dict)  # module, kernel → whose word keeps it away
 
 
@@ -79,6 +80,7 @@ def make(
     picture = _Picture(inventory, settings)
     picture.sources = {(source.module, source.version): source for source in inventory.sources}
     picture.kernels = {kernel.release: kernel for kernel in inventory.kernels}
+    picture.used = intree.users(inventory.placements)
     _choose(picture)
     _judge_all(picture)
     work = _work(picture, rebuild, now, held=held)
@@ -260,14 +262,15 @@ def _build_work(picture: _Picture, placement: Placement, rebuild: Sequence[Targe
         donor, later = work.reuse.choose(placement)
         if later:
             return  # the next round takes it over
-    work.actions += _produce(placement, picture.settings, reason, donor, picture.kernels[placement.kernel])
+    work.actions += _produce(picture, placement, reason, donor)
 
 
 def _aside(picture: _Picture, placement: Placement, now: float) -> tuple[ActionKind, str] | None:
     """What the kernel's own modules make of one that is installed (plan/aside.py)."""
     if picture.chosen.get((placement.module, placement.kernel)) != placement.version:
         return None
-    step = aside.step(placement, picture.kernels[placement.kernel], picture.settings)
+    used = picture.used.get(placement.kernel, {})
+    step = aside.step(placement, picture.kernels[placement.kernel], picture.settings, used)
     return None if step is not None and step[0] is ActionKind.INSTALL and _rests(placement, now) else step
 
 
@@ -333,9 +336,7 @@ def _unsettled(kernel: Kernel, source: Source, now: float) -> float:
     return SETTLE - age if 0 <= age < SETTLE else 0.0
 
 
-def _produce(
-    placement: Placement, settings: Settings, reason: str, donor: Placement | None, kernel: Kernel
-) -> list[Action]:
+def _produce(picture: _Picture, placement: Placement, reason: str, donor: Placement | None) -> list[Action]:
     """Build or take over, unless what is in the DKMS tree is of the inputs as they are now; then install.
 
     Where the kernel has a module of that name, only the built one tells which is newer: it is looked at first.
@@ -343,8 +344,10 @@ def _produce(
     if reason == RESTORE:
         return [act(ActionKind.INSTALL, placement, reason)]
     build = reason in (ASKED, RENEWAL) or not cells.is_fresh(placement)
-    compared = cells.is_fresh(placement) and intree.wins(placement, settings) is None
-    stays = cells.is_installed(placement) and intree.kept(placement, kernel)
+    kernel, used = picture.kernels[placement.kernel], picture.used.get(placement.kernel, {})
+    needed = intree.names(placement.stored) - intree.superfluous(placement, picture.settings, kernel, used)
+    compared = cells.is_fresh(placement) and bool(needed)
+    stays = cells.is_installed(placement) and intree.kept(placement, kernel, used)
     stands_back = placement.in_tree and not stays and not compared
     actions = [act(ActionKind.BUILD, placement, reason)] if build else []
     if donor is not None:

@@ -4,9 +4,10 @@
 import json
 from collections.abc import Iterator
 
-from kmodhookd.model import OF_HEADERS, PARTS, Inputs, Placement, Provenance, Record
+from kmodhookd.model import OF_HEADERS, PARTS, FailureClass, Inputs, Kernel, Placement, Provenance, Record
 
 UNKNOWN = "source, recipe, headers, compiler or a dependency have changed since it was built"
+OF_INSTALLING = frozenset({FailureClass.PRE_INSTALL, FailureClass.INSTALL})  # what was built is as good as before
 REPLACED = "kernel replaced"  # in place of a fingerprint: what was built before its kernel was replaced
 
 
@@ -14,8 +15,8 @@ def is_same(placement: Placement, fingerprint: str, provenance: Provenance | Non
     """Whether a build was made from the inputs as they are now.
 
     By their parts; what was built by a version of ours that recorded but one hash of all, by that hash. Where there are no
-    headers now, by all other parts if it was made with the kernel's own: that the kernel is another build since is on
-    record (`of_replaced`).
+    headers now, by all other parts if it was made with the kernel's own: whether that is enough to put it in, see
+    `fits_without_headers`.
     """
     before = provenance.inputs if provenance is not None else None
     if provenance is None or before is None or placement.inputs is None:
@@ -24,6 +25,20 @@ def is_same(placement: Placement, fingerprint: str, provenance: Provenance | Non
     if placement.inputs.symvers:
         return not changed
     return provenance.own_headers and not provenance.provisional and changed <= OF_HEADERS
+
+
+def fits_without_headers(placement: Placement, kernel: Kernel) -> bool:
+    """Whether a build of the same inputs may be put in where no headers tell what the kernel exports now.
+
+    Only on the very kernel that it was made for; and not when an attempt to build it again, while there were headers,
+    failed: that there was need for one is all that is known.
+    """
+    record, failure = placement.record, placement.failure
+    if record is None or record.provenance is None or not record.provenance.identity:
+        return False
+    if record.provenance.identity != kernel.identity:
+        return False
+    return failure is None or not failure.fingerprint or failure.cause in OF_INSTALLING
 
 
 def changed_parts(before: Inputs, now: Inputs) -> tuple[str, ...]:

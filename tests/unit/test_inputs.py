@@ -178,8 +178,8 @@ def test_without_headers_the_rest_can_still_be_told(root: Root) -> None:
 
 @pytest.mark.parametrize("state", HeadersState)
 def test_with_whose_headers_it_was_made_is_on_record(root: Root, state: HeadersState) -> None:
-    made = provenance(Settings(), placements(root)[NEW], kernel(NEW, state), None)
-    assert made.own_headers is (state is HeadersState.PRESENT)
+    made = provenance(Settings(), placements(root)[NEW], kernel(NEW, state, identity="k"), None)
+    assert made.own_headers is (state is HeadersState.PRESENT) and made.identity == "k"
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,23 @@ def test_modules_that_stayed_without_their_image_are_no_next_boot(tmp_path: Path
     assert [release for release, kernel in found.items() if kernel.boot_default] == [K1]
 
 
+def test_another_build_of_the_same_release_is_another_kernel(tmp_path: Path) -> None:
+    root = trees.make(tmp_path, {**trees.DEBIAN, **trees.kernel(K2), **trees.headers(RT)})
+    before = look(root)[0]
+    assert before[K2].identity and not before[RT].identity, "headers alone are no build of a kernel"
+    root.path(f"/usr/lib/modules/{K2}/modules.dep").write_text("what depmod makes")
+    root.path(f"/usr/lib/modules/{K2}/updates").mkdir()
+    assert look(root)[0][K2].identity == before[K2].identity
+    lists = [root.path(f"/usr/lib/modules/{K2}/{name}") for name in ("modules.order", "modules.builtin")]
+    for path in lists:
+        os.utime(path, (1, 1))
+    after = look(root)[0][K2].identity
+    assert after and after != before[K2].identity
+    for path in lists:
+        os.utime(path, (0, 0))
+    assert not look(root)[0][K2].identity, "as OSTree has all files"
+
+
 def test_junk_is_not_a_kernel(tmp_path: Path) -> None:
     modules = "/usr/lib/modules"
     junk: dict[str, Content] = {

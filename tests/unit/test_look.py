@@ -148,8 +148,8 @@ def test_what_another_source_has_there_is_none_of_the_kernels_own(tmp_path: Path
 
 
 def test_archived_originals_are_seen(tmp_path: Path) -> None:
-    root = system(tmp_path, {f"/var/lib/dkms/foo/original_module/{K}/x86_64/foo.ko": "x"})
-    assert placement(root).archived
+    root = system(tmp_path, {f"/var/lib/dkms/foo/original_module/{K}/x86_64/foo-cam.ko": "x"})
+    assert placement(root).archived and placement(root).originals == ("foo_cam",)
 
 
 # --- what it is built upon ------------------------------------------------------------------------------------------

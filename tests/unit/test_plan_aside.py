@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worlds import NOW, carry_out, installed, inventory, kernel, own, placement, source
 
 from kmodhookd.model import Artifact, HeadersState, Inventory, Kernel, Placement, Plan, Recipe, Record, State, Target
-from kmodhookd.plan import intree, planner
+from kmodhookd.plan import intree, planner, staleness
 from kmodhookd.settings import Invocation, Policy, Settings
 
 K1, RUNNING = kernel("6.1.0-1-amd64"), kernel("6.1.0-1-amd64", running=True)
@@ -198,12 +198,12 @@ def test_what_real_dkms_put_there_against_the_kernels_own_stays_when_it_is_built
 def test_force_in_one_call_leaves_nothing_out() -> None:
     """What a person says in a call holds for what that call puts in, and is remembered (`Record.over_in_tree`)."""
     cell = two(K1, own(K1, "cam", "1.1"))
-    assert intree.stands_back(cell, Settings(), K1) == {"cam"}
+    assert intree.stands_back(cell, Settings(), K1, {}) == {"cam"}
     for said in (Invocation(force=True), Invocation(over_in_tree=True)):
-        assert intree.stands_back(cell, Settings(invocation=said), K1) == frozenset()
+        assert intree.stands_back(cell, Settings(invocation=said), K1, {}) == frozenset()
     assert cell.record is not None
     kept = cell.model_copy(update={"record": cell.record.model_copy(update={"over_in_tree": True})})
-    assert done(plan(world(kept))) == [] and intree.stands_back(kept, Settings(), K1) == frozenset()
+    assert done(plan(world(kept))) == [] and intree.stands_back(kept, Settings(), K1, {}) == frozenset()
 
 
 # --- of several modules some ------------------------------------------------------------------------------------------
@@ -252,18 +252,52 @@ def test_modules_that_take_symbols_of_each_other_go_together_or_not_at_all() -> 
         needing(two(K1, own(K1, "v4l", "1.1")), "cam"),
         two(K1, beneath),
     ):
-        assert done(plan(world(cell))) == [] and intree.stands_back(cell, Settings(), K1) == frozenset()
+        assert done(plan(world(cell))) == [] and intree.stands_back(cell, Settings(), K1, {}) == frozenset()
         assert cell.record is not None
         bare = cell.record.model_copy(update={"files": (), "installed_fingerprint": ""})
         fresh = cell.model_copy(update={"installed": (), "active": False, "record": bare})
         assert done(plan(world(fresh))) == ["install"], "nor is one left out to begin with"
-        assert intree.stands_back(fresh, Settings(), K1) == frozenset()
+        assert intree.stands_back(fresh, Settings(), K1, {}) == frozenset()
     both = needing(two(K1, own(K1, "v4l", "2.0"), newer), "cam")
     assert done(plan(world(both))) == ["uninstall"]
     assert done(plan(world(needing(two(K1, newer), "videodev")))) == ["install"], "others' symbols tie nothing"
     dashed = Artifact(path="s/my-cam.ko", module="my-cam", version="1.0")
     cell = needing(there(K1, "1.0", own(K1, "my_cam", "2.0")), "my-cam")
-    assert intree.stands_back(cell.model_copy(update={"stored": (*cell.stored, dashed)}), Settings(), K1) == frozenset()
+    assert (
+        intree.stands_back(cell.model_copy(update={"stored": (*cell.stored, dashed)}), Settings(), K1, {})
+        == frozenset()
+    )
+
+
+def upon(*depends: str, on: Kernel = K1) -> Placement:
+    """Another source's module, installed, that takes symbols of these."""
+    made = installed(placement(source("cam"), on))
+    needy = made.installed[0].model_copy(update={"depends": depends})
+    return made.model_copy(update={"installed": (needy,), "stored": (needy,)})
+
+
+def test_it_stays_while_what_another_source_has_there_is_built_upon_it() -> None:
+    newer = own(K1, "v4l", "2.0")
+    elsewhere = kernel("6.1.0-2-amd64")
+
+    def beside(one: Placement, other: Placement) -> list[str]:
+        sources = [V4L, source("cam")]
+        made = plan(inventory([one, other], [K1, elsewhere], sources))
+        return [str(step.kind) for step in made.actions if step.module == "v4l"]
+
+    needy = upon("videodev", "v4l")
+    assert beside(there(K1, "1.0", newer), needy) == []
+    assert beside(there(K1, "1.0", newer).model_copy(update={"fingerprint": "edited"}), needy) == ["build", "install"]
+    linked = {"installed": (), "active": False, "record": None, "stored": (), "weak": needy.installed}
+    for files in ({"installed": ()}, {"stored": ()}, linked):
+        assert beside(there(K1, "1.0", newer), needy.model_copy(update=files)) == []
+    cells = inventory([there(K1, "1.0", newer), needy], [K1], [V4L, source("cam")]).placements
+    assert intree.stands_back(cells[0], Settings(), K1, intree.users(cells)[K1.release]) == frozenset()
+    gone = needy.model_copy(update={"installed": (), "active": False, "record": None})
+    for other in (upon("videodev"), upon("v4l", on=elsewhere), gone):
+        assert beside(there(K1, "1.0", newer), other) == ["uninstall"]
+    fresh = placement(V4L, K1, in_tree=(newer,), stored=(stored("v4l", "1.0"),))
+    assert intree.stands_back(fresh, Settings(), K1, {"v4l": frozenset({"cam"})}) == {"v4l"}, "it was never needed"
 
 
 def test_edited_source_is_compared_before_it_goes_in_again() -> None:
@@ -271,6 +305,43 @@ def test_edited_source_is_compared_before_it_goes_in_again() -> None:
     assert done(plan(seen)) == ["build"]
     seen = world(there(RUNNING, "1.0", own(K1, "v4l", "2.0")).model_copy(update={"fingerprint": "edited"}), RUNNING)
     assert done(plan(seen)) == ["build", "install"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"by_hand": True}, {"over_in_tree": True}], ids=["ours", "pinned", "forced"])
+def test_what_is_built_again_goes_in_or_what_is_there_goes(fields: dict[str, object]) -> None:
+    """Its kernel was replaced in place by one that has its own: no build of before stays over that for ever."""
+    cell = there(K1, "1.0", own(K1, "v4l", "2.0"), **fields)
+    assert cell.record is not None
+    replaced = cell.record.model_copy(update=staleness.of_replaced(cell.record))
+    seen = world(cell.model_copy(update={"record": replaced}))
+    said: list[str] = []
+    while (made := plan(seen)).actions and len(said) < 9:
+        said += done(made)
+        seen = carry_out(seen, made.actions)
+    assert said == (["build", "install"] if fields else ["build", "uninstall"])
+    assert made.cells[0].state is (State.INSTALLED if fields else State.IN_TREE)
+
+
+def test_of_a_source_that_is_built_again_only_what_is_needed_goes_in() -> None:
+    cell = two(K1, own(K1, "cam", "1.1")).model_copy(update={"fingerprint": "edited"})
+    assert done(plan(world(cell))) == ["build"]
+    assert cell.record is not None
+    rebuilt = cell.model_copy(update={"record": cell.record.model_copy(update={"fingerprint": "edited"})})
+    made = plan(world(rebuilt))
+    assert done(made) == ["install"] and "cam" in made.actions[0].reason
+
+
+def test_what_lies_ready_goes_in_only_where_it_is_right() -> None:
+    """What is installed is of the inputs as they are; what lies in the DKMS tree is another build."""
+    cell = two(K1, own(K1, "cam", "1.1"))
+    assert done(plan(world(cell))) == ["install"] and cell.record is not None
+    other = cell.model_copy(update={"record": cell.record.model_copy(update={"fingerprint": "other"})})
+    assert done(plan(world(other))) == []
+    mismatched = kernel(K1.release, HeadersState.MISMATCHED)
+    foreign = other.model_copy(update={"foreign_headers": True, "fingerprint": "other"})
+    assert done(plan(world(foreign, mismatched))) == [], "made with headers that are not its own"
+    bare = kernel(K1.release, HeadersState.MISSING)
+    assert done(plan(world(cell.model_copy(update={"fingerprint": ""}), bare))) == [], "for which kernel is not known"
 
 
 # --- what is known of it elsewhere ------------------------------------------------------------------------------------

@@ -10,7 +10,19 @@ import pytest
 from drawn import with_headers
 from worlds import NOW, carry_out, installed, inventory, own, placement, source
 
-from kmodhookd.model import HeadersState, Inputs, Inventory, Kernel, Placement, Plan, Provenance, State, Target
+from kmodhookd.model import (
+    Failure,
+    FailureClass,
+    HeadersState,
+    Inputs,
+    Inventory,
+    Kernel,
+    Placement,
+    Plan,
+    Provenance,
+    State,
+    Target,
+)
 from kmodhookd.plan import planner, staleness
 from kmodhookd.settings import Settings
 from kmodhookd.verbs import wanted
@@ -77,8 +89,9 @@ def test_a_build_by_the_right_headers_is_installed_and_one_by_the_wrong_is_not()
 
 # --- gone since it was built ------------------------------------------------------------------------------------------
 
-WITHOUT = with_headers("6.1.0-1-amd64", HeadersState.MISSING)
+WITHOUT = with_headers("6.1.0-1-amd64", HeadersState.MISSING).model_copy(update={"identity": "k"})
 MADE_FROM = Inputs(source="s", recipe="r", symvers="v", config="c", layout="l", compiler="gcc 12", tool="gcc-12 x")
+MADE = Provenance(inputs=MADE_FROM, own_headers=True, identity=WITHOUT.identity)
 NO_HEADERS = {"symvers": "", "config": "", "layout": "", "compiler": "", "tool": ""}
 
 
@@ -86,7 +99,7 @@ def aside(on: Kernel = WITHOUT, made: Provenance | None = None, **now: object) -
     """Built with the kernel's own headers, then it stepped aside; now the kernel is `on`."""
     there = installed(placement(V4L, RIGHT), installed=(), active=False)
     assert there.record is not None
-    made = made or Provenance(inputs=MADE_FROM, own_headers=True)
+    made = made or MADE
     record = there.record.model_copy(update={"files": (), "installed_fingerprint": "", "provenance": made})
     inputs = MADE_FROM.model_copy(update=NO_HEADERS)
     fresh = {"fingerprint": placement(V4L, on).fingerprint, "inputs": inputs, "record": record}
@@ -116,11 +129,26 @@ REPLACED = REPLACED.model_copy(update=staleness.of_replaced(REPLACED))
 UNKNOWN = REPLACED.model_copy(update={"fingerprint": ""})
 
 
+def attempted(cause: FailureClass, fingerprint: str = "with other headers") -> Failure:
+    module, version, release, arch = aside().cell
+    cell = {"module": module, "version": version, "kernel": release, "arch": arch}
+    return Failure.model_validate({**cell, "cause": cause, "reason": "x", "fingerprint": fingerprint})
+
+
+def test_an_installation_that_failed_while_there_were_headers_is_tried_again_without() -> None:
+    for failure in (attempted(FailureClass.PRE_INSTALL), attempted(FailureClass.INSTALL)):
+        assert [str(one.kind) for one in planned(aside(failure=failure)).actions] == ["install"]
+
+
 @pytest.mark.parametrize(
     ("cell", "on"),
     [
-        (aside(made=Provenance(inputs=MADE_FROM)), WITHOUT),
-        (aside(made=Provenance(inputs=MADE_FROM, own_headers=True, provisional=True)), WITHOUT),
+        (aside(failure=attempted(FailureClass.SOURCE)), WITHOUT),
+        (aside(failure=attempted(FailureClass.COMPILER)), WITHOUT),
+        (aside(), WITHOUT.model_copy(update={"identity": "another"})),
+        (aside(made=MADE.model_copy(update={"identity": ""})), WITHOUT.model_copy(update={"identity": ""})),
+        (aside(made=MADE.model_copy(update={"own_headers": False})), WITHOUT),
+        (aside(made=MADE.model_copy(update={"provisional": True})), WITHOUT),
         (aside(inputs=MADE_FROM.model_copy(update={**NO_HEADERS, "source": "edited"})), WITHOUT),
         (aside(inputs=MADE_FROM.model_copy(update={**NO_HEADERS, "recipe": "other"})), WITHOUT),
         (aside(inputs=MADE_FROM.model_copy(update={**NO_HEADERS, "overrides": "a patch"})), WITHOUT),
@@ -135,6 +163,10 @@ UNKNOWN = REPLACED.model_copy(update={"fingerprint": ""})
         (aside(K1, foreign_headers=True, inputs=MADE_FROM), K1),
     ],
     ids=[
+        "a build in its stead failed",
+        "a compiler in its stead failed",
+        "another build of the kernel",
+        "not known for which build of it",
         "not known with which headers",
         "provisional",
         "source",
@@ -158,7 +190,7 @@ def test_what_cannot_be_told_to_be_right_waits_for_headers(cell: Placement, on: 
 
 
 def test_headers_alone_are_no_kernel_to_come_back_to() -> None:
-    alone = with_headers("6.1.0-1-amd64", HeadersState.ALONE)
+    alone = with_headers("6.1.0-1-amd64", HeadersState.ALONE).model_copy(update={"identity": WITHOUT.identity})
     assert planned(aside(alone), alone).actions == ()
 
 

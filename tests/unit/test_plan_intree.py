@@ -98,12 +98,12 @@ def test_only_the_modules_of_which_the_kernel_has_its_own_are_left_out() -> None
     both = built(("v4l", "1.0", ""), ("my-cam", "1.0", "")).model_copy(update={"in_tree": (own("my_cam", "2.0"),)})
     made = plan([both])
     assert done(made) == ["install"]
-    assert intree.stands_back(both, Settings(), K1) == {"my_cam"}
+    assert intree.stands_back(both, Settings(), K1, {}) == {"my_cam"}
     assert any("the same or newer" in fact.verdict for fact in made.cells[0].facts)
     forced = Settings(invocation=Invocation(force=True))
-    assert intree.stands_back(both, forced, K1) == frozenset()
+    assert intree.stands_back(both, forced, K1, {}) == frozenset()
     there = both.model_copy(update={"installed": (own("my-cam", "1.0", place="updates"),)})
-    assert intree.stands_back(there, Settings(), K1) == frozenset(), "what was put in against it stays in"
+    assert intree.stands_back(there, Settings(), K1, {}) == frozenset(), "what was put in against it stays in"
 
 
 def test_packages_may_say_that_the_kernels_own_never_wins() -> None:

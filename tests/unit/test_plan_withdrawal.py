@@ -41,7 +41,7 @@ def refused(*placements: Placement, kind: Refusal = Refusal.SYMBOL_VERSION) -> d
 
 
 def test_what_fits_no_longer_goes_where_one_of_the_kernels_own_would_load() -> None:
-    for over in ({}, {"in_tree": (), "archived": True}):
+    for over in ({}, {"in_tree": (), "archived": True, "originals": ("v4l",)}):
         gone = misfit(NEW, **over)
         made = plan([gone], [NEW], verdicts=refused(gone))
         assert done(made) == [("uninstall", NEW.release, "")], "what is built stays"
@@ -97,6 +97,29 @@ MANUAL = asking(NEW, autoinstall=False).recipe
 def test_what_fits_no_longer_stays_otherwise(where: Kernel, one: Placement) -> None:
     made = plan([one], [where], verdicts=refused(one))
     assert done(made) == [] and made.cells[0].loads is False
+
+
+def beside(one: Placement, *names: str) -> Placement:
+    """The same with a further module of the same source installed."""
+    assert one.record is not None
+    more = [one.installed[0].model_copy(update={"module": name, "path": f"/m/{name}.ko"}) for name in names]
+    files = [one.record.files[0].model_copy(update={"path": artifact.path}) for artifact in more]
+    wider = recorded(one, files=(*one.record.files, *files))
+    return wider.model_copy(update={"installed": (*one.installed, *more), "stored": (*one.stored, *more)})
+
+
+def test_with_one_that_does_not_fit_goes_no_other_that_is_needed() -> None:
+    alone = misfit(NEW)
+    both, cam = beside(alone, "my-cam"), own(NEW, "my_cam", "1.0", vermagic=f"{NEW.release} {FLAGS}")
+    gone = [("uninstall", NEW.release, "")]
+    assert done(plan([both], [NEW], verdicts=refused(alone))) == [], "my-cam loads, and has no other"
+    assert done(plan([both], [NEW], verdicts=refused(both))) == gone, "neither loads"
+    covered = both.model_copy(update={"in_tree": (*both.in_tree, cam)})
+    assert done(plan([covered], [NEW], verdicts=refused(alone))) == gone, "each has another"
+    kept = both.model_copy(update={"archived": True, "originals": ("my_cam",)})
+    assert done(plan([kept], [NEW], verdicts=refused(alone))) == gone, "it comes back"
+    of_others = both.model_copy(update={"in_tree": (cam,)})
+    assert done(plan([of_others], [NEW], verdicts=refused(alone))) == [], "nothing comes in the stead of v4l"
 
 
 def test_what_fits_no_longer_stays_while_something_is_to_come() -> None:
