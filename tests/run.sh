@@ -96,8 +96,8 @@ clear_up
 cd "$top"
 # Without job control Bash starts background commands with SIGINT ignored, and all that the tests start inherits that.
 set -m
-# Three test files at a time, in the order of conftest.py: much of what they do is waiting, for a dpkg, a compiler, a daemon.
-PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" -m pytest -q -p no:cacheprovider --durations=15 -n 3 --dist loadfile \
+# Two test files at a time: much of what they do is waiting for one dpkg or one compiler. In the order of conftest.py.
+PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" -m pytest -q -p no:cacheprovider --durations=15 -n 2 --dist loadfile \
 	--no-loadscope-reorder "${selection[@]}" "$@" </dev/null &
 tests=$!
 trap 'stop 130' INT
