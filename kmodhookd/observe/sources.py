@@ -241,7 +241,8 @@ def _content(directory: Path, known: Mapping[str, _Hashed], fresh: dict[str, _Ha
     tree = _walk(directory)
     earlier = known.get(str(directory))
     if earlier is None or earlier.signature != tree.signature or earlier.looks_up is None:
-        earlier = _Hashed(signature=tree.signature, fingerprint=digest(directory), looks_up=_looked_up(directory))
+        fingerprint, looks_up = _read(directory)
+        earlier = _Hashed(signature=tree.signature, fingerprint=fingerprint, looks_up=looks_up)
     if time.time() - tree.youngest > SETTLED:
         fresh[str(directory)] = earlier
     return {"fingerprint": earlier.fingerprint, "looks_up": earlier.looks_up, "youngest": tree.youngest}
@@ -261,7 +262,12 @@ def _walk(directory: Path) -> Tree:
 
 def digest(directory: Path) -> str:
     """Hash over every file's name, executability and content, and every link's target."""
-    result = hashlib.sha256()
+    return _read(directory)[0]
+
+
+def _read(directory: Path) -> tuple[str, tuple[str, ...]]:
+    """Its digest, and what of `LOOKED_UP` its files name: each is read once."""
+    result, found = hashlib.sha256(), set[bytes]()
     top = os.fsencode(directory)
     for relative, status in _entries(directory):
         path = os.path.join(top, relative)
@@ -271,18 +277,13 @@ def digest(directory: Path) -> str:
         elif stat.S_ISREG(status.st_mode):
             result.update(b"x" if status.st_mode & 0o111 else b"f")
             with open(path, "rb") as file:
-                result.update(hashlib.file_digest(file, "sha256").digest())
-    return result.hexdigest()
-
-
-def _looked_up(directory: Path) -> tuple[str, ...]:
-    """What of `LOOKED_UP` its files name."""
-    found: set[bytes] = set()
-    for relative, status in _entries(directory):
-        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_LOOKED_UP:
-            with open(os.path.join(os.fsencode(directory), relative), "rb") as file:
-                found.update(LOOKED_UP.findall(file.read()))
-    return tuple(sorted(one.decode() for one in found))
+                if status.st_size > MAX_LOOKED_UP:
+                    result.update(hashlib.file_digest(file, "sha256").digest())
+                else:
+                    content = file.read()
+                    result.update(hashlib.sha256(content).digest())
+                    found.update(LOOKED_UP.findall(content))
+    return result.hexdigest(), tuple(sorted(one.decode() for one in found))
 
 
 def _entries(directory: Path) -> list[tuple[bytes, os.stat_result]]:

@@ -70,13 +70,13 @@ def test_content_counts_and_time_stamps_do_not(tmp_path: Path) -> None:
 def test_an_unchanged_tree_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = trees.make(tmp_path, {**trees.DEBIAN, **FOO})
     read: list[Path] = []
-    digest = sources.digest
+    real = sources._read
 
-    def counted(directory: Path) -> str:
+    def counted(directory: Path) -> tuple[str, tuple[str, ...]]:
         read.append(directory)
-        return digest(directory)
+        return real(directory)
 
-    monkeypatch.setattr(sources, "digest", counted)
+    monkeypatch.setattr(sources, "_read", counted)
     found(root)
     found(root)
     assert len(read) == 2, "one that has just changed may have changed again within one tick"
@@ -135,7 +135,7 @@ def test_what_vanishes_while_it_is_read_is_looked_at_again(tmp_path: Path, monke
     def vanish(_directory: Path) -> str:
         raise FileNotFoundError(2, "No such file")
 
-    monkeypatch.setattr(sources, "digest", vanish)
+    monkeypatch.setattr(sources, "_read", vanish)
     source = found(root)[0]["foo/1.0"]
     assert not source.problem and not source.fingerprint
     assert time.time() - source.youngest < 5, "so the plan waits for it to come to rest"
