@@ -48,9 +48,7 @@ class Inputs(Noun, extra="ignore"):
     version: str = ""
     compiler: str = ""
     tool: str = ""  # the compiler that there is: its name, what it says of itself, the hash of its program; "" = none
-    kernel: str = (
-        ""  # its release, when the source looks up what only this one says (System.map): a build is for it alone
-    )
+    kernel: str = ""  # its release, when the source looks up what only this one says (System.map): it is for it alone
     dependencies: str = ""  # hash of what other modules of ours hand over
 
 

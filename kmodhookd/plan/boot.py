@@ -65,6 +65,7 @@ class _Look:
         self.placements = {placement.cell: placement for placement in inventory.placements}
         self.kernels = {kernel.release: kernel for kernel in inventory.kernels}
         self.booted_with = initramfs.held_by(inventory.boot, inventory.running)
+        self.required = frozenset(name.replace("-", "_") for name in settings.policy.required)
 
     def why(self, cell: Cell) -> _Why:
         """The best reason for which a boot needs a module."""
@@ -89,12 +90,11 @@ class _Look:
 
     def is_required(self, cell: Cell) -> bool:
         """Whether the administrator's list has it, by the name of its source or of one of its modules."""
-        asked = {name.replace("-", "_") for name in self.settings.policy.required}
-        return cell.required or bool(asked & self.names(cell))
+        return cell.required or bool(self.required & self.names(cell))
 
     def decides(self, cell: Cell) -> bool:
         """Modules of `policy.required`, when given, decide alone."""
-        return not self.settings.policy.required or self.is_required(cell)
+        return not self.required or self.is_required(cell)
 
     def names(self, cell: Cell) -> frozenset[str]:
         """The kernel modules that a cell is about."""
@@ -215,15 +215,14 @@ def _duration(placements: Iterable[Placement], where: str) -> str:
 def _left(at: _Look, kernel: Kernel) -> list[_Reason]:
     """What the initramfs loads although it is in the kernel's tree no more, whether or not its source is still there."""
     there = {name for one in at.inventory.placements if one.kernel == kernel.release for name in initramfs.in_tree(one)}
-    required = {name.replace("-", "_") for name in at.settings.policy.required}
     found = [(image, name) for image in at.images(kernel) for name in initramfs.left(image, there)]
     return [
         _Reason(
             name,
             f"{image.path} still holds {name}, which was taken out",
             image.command or MAKE_AGAIN,
-            not required or name in required,
-            9,
+            not at.required or name in at.required,
+            NOBODY.rank,
         )
         for image, name in found
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kmodhookd.model import BootFacts, Initramfs, NeedKind, Placement
+from kmodhookd.plan import intree
 
 MOMENT = 2.0  # seconds: what an ESP's file system rounds its times to
 
@@ -24,7 +25,7 @@ class Behind:
 def in_tree(placement: Placement) -> dict[str, float]:
     """The modules of a placement that are in the kernel's tree, as `behind` takes them."""
     since = placement.record.since if placement.record is not None and placement.record.files else 0.0
-    return {one.module.replace("-", "_"): since for one in (*placement.installed, *placement.weak)}
+    return {intree.kernel_name(one): since for one in (*placement.installed, *placement.weak)}
 
 
 def behind(image: Initramfs, modules: Mapping[str, float], facts: BootFacts, running: str) -> Behind | None:
