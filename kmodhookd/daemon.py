@@ -30,6 +30,7 @@ from kmodhookd.service import HOOK, HOOK_PATH, NAME, Service
 
 HEARTBEAT = 300.0  # seconds: the slow timer that the watchdog and the look that no event asked for share
 BLIND = 60.0  # seconds between looks where inotify is not to be had
+HELD = 8  # times the quiet time while a package transaction is open: little can be done, and unpacking needs the processor
 STORM_CEILING = 60.0  # seconds: the longest quiet time that is asked for when our own passes seem to cause the events
 
 
@@ -113,11 +114,18 @@ class Daemon:
         # A pass that finds only what another pass of ours did is fine once. Should passes feed each other by some
         # defect, they do so ever more slowly.
         self._echoes = self._echoes + 1 if self._in_pass else 0
-        quiet = self._settings.watch.quiet
-        self._coalescer.quiet = min(STORM_CEILING, quiet * 2 ** max(0, min(self._echoes - 1, 10)))
         self._in_pass = False
         self._last_look = time.monotonic()
+        self._wait_quietly()
         self._passes.hint()
+
+    def _wait_quietly(self) -> None:
+        """Set how long events must have come to rest. A gate that opens, or is lifted, is followed by a look at once."""
+        watch = self._settings.watch
+        quiet = watch.quiet * 2 ** max(0, min(self._echoes - 1, 10))
+        held = min(watch.ceiling, watch.quiet * HELD) if self._gate.closed else 0.0
+        self._coalescer.quiet = max(held, min(STORM_CEILING, quiet))
+        self._coalescer.ceiling = watch.ceiling
 
     def _look(self) -> None:
         """A look without waiting for anything."""
@@ -125,6 +133,7 @@ class Daemon:
         self._echoes = 0
         self._in_pass = False
         self._last_look = time.monotonic()
+        self._wait_quietly()
         self._passes.hint()
 
     def _gate_turned(self) -> None:
@@ -135,6 +144,7 @@ class Daemon:
     def _follow_gate(self) -> None:
         self._turning = None
         self._passes.gate_changed()
+        self._wait_quietly()
         if self._gate.closed and self._polling is None:
             self._polling = self._loop.every(1.0, self._poll)
         elif not self._gate.closed and self._polling is not None:
@@ -200,8 +210,6 @@ class Daemon:
     def _reload(self) -> None:
         self._settings = framework.load(self._root, self._config)
         self._manager.required = frozenset(self._settings.policy.required)
-        self._coalescer.quiet = self._settings.watch.quiet
-        self._coalescer.ceiling = self._settings.watch.ceiling
         self._beat_every()
         self._say_problems()
         self._look()

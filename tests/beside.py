@@ -36,15 +36,17 @@ Result_ = TypeVar("Result_")
 
 
 @contextmanager
-def two_equal_roots(label: str, prepare: Callable[[Overlay], None]) -> Iterator[tuple[Overlay, Overlay]]:
-    """The engine's root as `prepare` leaves it, twice: what is written from then on is in each one's `upper`."""
-    with roots.overlay("engine", label=f"{label}-prepared") as prepared:
+def two_equal_roots(
+    label: str, prepare: Callable[[Overlay], None], name: str = "engine"
+) -> Iterator[tuple[Overlay, Overlay]]:
+    """A cached root as `prepare` leaves it, twice: what is written from then on is in each one's `upper`."""
+    with roots.overlay(name, label=f"{label}-prepared") as prepared:
         prepared.path("/etc/kmodhookd").mkdir()
         prepared.path("/etc/kmodhookd/config.toml").write_text(SPEAK_AS_3_0)
         with prepared.path("/etc/dkms/framework.conf").open("a") as framework:
             framework.write(SIGN_IN_CHROOTS)
         prepare(prepared)
-        below = [prepared.detach(), *roots.stack("engine")]
+        below = [prepared.detach(), *roots.stack(name)]
         with Overlay(below, name=f"{label}-dkms") as theirs, Overlay(below, name=f"{label}-ours") as ours:
             yield theirs, ours
 

@@ -17,13 +17,13 @@ ARCH = "x86_64"
 
 
 class Site:
-    """A root in which both are called."""
+    """A root in which both are called; with kernels of few modules."""
 
     def __init__(self, overlay: Overlay, kernels: Kernels, capsys: pytest.CaptureFixture[str] | None = None) -> None:
         self.overlay = overlay
         self.root = Root(overlay.root)
         self.k1, self.k2 = kernels.k1.release, kernels.k2.release
-        self.alone = kernels.rt2.release  # headers without a kernel
+        self.alone = kernels.alone[0].release  # headers without a kernel
         self.out = self.err = ""
         self.capsys = capsys
 
@@ -63,16 +63,16 @@ class Site:
 @pytest.fixture(scope="module")
 def place(kernels: Kernels) -> Iterator[Overlay]:
     """One root for all tests here: each has modules of its own."""
-    with roots.overlay("engine", label="dkms-verbs") as overlay:
+    with roots.overlay("small", label="dkms-verbs") as overlay:
         yield overlay
 
 
 @pytest.fixture
 def site(place: Overlay, kernels: Kernels, capsys: pytest.CaptureFixture[str]) -> Site:
-    return Site(place, kernels, capsys)
+    return Site(place, kernels.small, capsys)
 
 
 @pytest.fixture
-def fresh(engine_root: Overlay, kernels: Kernels, capsys: pytest.CaptureFixture[str]) -> Site:
+def fresh(small_root: Overlay, kernels: Kernels, capsys: pytest.CaptureFixture[str]) -> Site:
     """A root of its own: autoinstall is about all that is there."""
-    return Site(engine_root, kernels, capsys)
+    return Site(small_root, kernels.small, capsys)

@@ -77,6 +77,13 @@ def engine_root() -> Iterator[Overlay]:
 
 
 @pytest.fixture
+def small_root() -> Iterator[Overlay]:
+    """The same with two kernels of the cloud flavour, headers of rt2 and of amd64's newest."""
+    with roots.overlay("small") as root:
+        yield root
+
+
+@pytest.fixture
 def base_root() -> Iterator[Overlay]:
     """A fresh chroot with a bare Debian."""
     with roots.overlay("base") as root:

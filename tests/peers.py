@@ -24,7 +24,7 @@ class Pair:
     def __init__(self, theirs: Overlay, ours: Overlay, kernels: Kernels) -> None:
         self.theirs = theirs
         self.k1, self.k2 = kernels.k1.release, kernels.k2.release
-        self.alone = kernels.cloud2.release  # headers without a kernel
+        self.alone = kernels.alone[0].release  # headers without a kernel
         # One kernel is enough for most: DKMS is asked for that one, and ours leaves the other alone.
         self.ours = Site(ours, kernels, Settings(policy=Policy(ignore_kernels=(self.k2,), reuse="never")))
         self.both = (theirs, ours)
@@ -100,9 +100,9 @@ class Pair:
 
 @contextmanager
 def pair(kernels: Kernels) -> Iterator[Pair]:
-    """Two fresh roots."""
-    with roots.overlay("engine", label="theirs") as theirs, roots.overlay("engine", label="ours") as ours:
-        yield Pair(theirs, ours, kernels)
+    """Two fresh roots, with kernels of few modules."""
+    with roots.overlay("small", label="theirs") as theirs, roots.overlay("small", label="ours") as ours:
+        yield Pair(theirs, ours, kernels.small)
 
 
 @contextmanager

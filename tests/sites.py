@@ -32,7 +32,7 @@ class Site:
         self.settings = settings
         self.root = Root(overlay.root)
         self.k1, self.k2 = kernels.k1.release, kernels.k2.release
-        self.alone = (kernels.rt2.release, kernels.cloud2.release)  # headers without a kernel
+        self.alone = tuple(kernel.release for kernel in kernels.alone)  # headers without a kernel
         self.events: list[WorkerEvent] = []
 
     def source(self, module: str, version: str = "1.0", *, body: str = "", conf: Sequence[str] = ()) -> Path:

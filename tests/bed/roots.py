@@ -3,6 +3,7 @@
 
     base    Debian 12, minbase                    booted  base + what a fresh minimal server has: systemd, dbus, polkit
     engine  base + real dkms, compiler, kernels   pacman  booted turned into an Arch look-alike with real pacman
+    small   engine with kernels of few modules
     trixie  Debian 13, minbase                    booted_trixie  the same server of Debian 13
     lists_BASE   apt's package lists, renewed daily, on top of each of them
 
@@ -20,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bed import apt, recipes
+from bed import apt, recipes, small
 from bed.cache import BedError, cache_dir, discard, locked, need_space, prune, require_root, scratch
 from bed.overlay import Overlay
 from bed.shell import APT_ENV, CommandFailed, output
@@ -47,6 +48,7 @@ RECIPES = {
     for recipe in (
         Recipe("booted", "base", recipes.make_booted),
         Recipe("engine", "base", recipes.make_engine),
+        Recipe("small", "engine", small.make_small),
         Recipe("pacman", "booted", recipes.make_pacman),
         Recipe("booted_trixie", "trixie", recipes.make_booted_trixie),
     )
@@ -76,7 +78,8 @@ def _layers(name: str) -> list[Path]:
         return [_base(name)]
     recipe = RECIPES[name]
     below = _layers(recipe.parent)
-    key = digest(recipes.text(), *(layer.name for layer in below))
+    more = inspect.getsource(recipe.make) if recipe.make.__module__ != recipes.__name__ else ""
+    key = digest(recipes.text() + more, *(layer.name for layer in below))
     return [layer(name, key, below, recipe.make), *below]
 
 

@@ -32,6 +32,23 @@ def test_a_lock_without_a_hook_holds_too(daemon: Served) -> None:
     eventually(lambda: len(daemon.requests()) > before and daemon.requests()[-1]["held"] is False, 5)
 
 
+def test_what_is_unpacked_meanwhile_is_not_looked_at_all_the_time(daemon: Served) -> None:
+    with dpkg_lock(daemon):
+        daemon.bus.hook("TransactionBegin")
+        eventually(lambda: daemon.bus.get("State") == 's "held"')
+        before = len(daemon.requests())
+        for index in range(5):
+            (daemon.root / f"usr/src/f{index}").touch()
+            time.sleep(1)  # longer than the quiet time
+        assert len(daemon.requests()) - before <= 1
+        daemon.bus.hook("TransactionEnd")
+        eventually(lambda: daemon.requests()[-1]["held"] is False, 1)
+        daemon.idle()
+    (daemon.root / "usr/src/g").touch()
+    before = len(daemon.requests())
+    eventually(lambda: len(daemon.requests()) > before, 2)
+
+
 def test_a_begin_without_an_end_times_out_by_its_lock(daemon: Served) -> None:
     with dpkg_lock(daemon):
         daemon.bus.hook("TransactionBegin")

@@ -46,13 +46,13 @@ def play(command: Command, odds: Sequence[Odd], kernel: str) -> Story:
 @contextmanager
 def both(odds: Sequence[Odd]) -> Iterator[Stories]:
     """What became of some sources with DKMS, and with ours."""
-    kernel = kernels().k2.release
+    kernel = kernels().small.k2.release
 
     def prepare(root: Overlay) -> None:
         for odd in odds:
             odd.put(root, kernel)
 
-    with two_equal_roots("odd", prepare) as (theirs, ours):
+    with two_equal_roots("odd", prepare, "small") as (theirs, ours):
         yield side_by_side(lambda: play(RealDkms(theirs), odds, kernel), lambda: play(OurDkms(ours), odds, kernel))
 
 

@@ -28,13 +28,13 @@ pytestmark = pytest.mark.engine
 @pytest.fixture(scope="module")
 def system(kernels: Kernels) -> Iterator[Site]:
     """One root for most tests; each has modules of its own."""
-    with roots.overlay("engine", label="pass") as overlay:
-        yield Site(overlay, kernels)
+    with roots.overlay("small", label="pass") as overlay:
+        yield Site(overlay, kernels.small)
 
 
 @pytest.fixture
-def fresh(engine_root: Overlay, kernels: Kernels) -> Site:
-    return Site(engine_root, kernels)
+def fresh(small_root: Overlay, kernels: Kernels) -> Site:
+    return Site(small_root, kernels.small)
 
 
 def test_every_kernel_is_served_and_what_is_broken_disturbs_nothing(system: Site) -> None:

@@ -75,6 +75,7 @@ def test_without_systemd_it_starts_a_bus_and_does_the_job(kernels: Kernels) -> N
             root.run("pkill -x kmodhookd; pkill -x dbus-daemon; true", check=False)
 
 
+@pytest.mark.full
 def test_demo_shows_an_upgrade_and_a_warning(machine: Machine) -> None:
     """On a fresh machine that has nothing of ours."""
     with_checkout(machine)

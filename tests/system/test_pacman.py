@@ -18,7 +18,7 @@ from bed.wheels import wheel_dir
 pytestmark = pytest.mark.system
 
 
-MODULE = "updates/dkms/v4l2loopback.ko"
+MODULE = "updates/dkms/bbswitch.ko"
 CHROOT = "/mnt/arch"
 
 
@@ -32,7 +32,7 @@ def arch_layers() -> list[Path]:
 def arch(arch_layers: list[Path], other: Overlay) -> Iterator[Machine]:
     """It, booted, with one source in place and another of its kind in a directory."""
     with Machine("pacman", layers=arch_layers, binds=[wheel_dir()], mounts={other.root: CHROOT}) as machine:
-        wanted.put_source(machine, "v4l2loopback-dkms")
+        wanted.put_source(machine, "bbswitch-dkms")
         yield machine
 
 
@@ -42,9 +42,9 @@ def pacman(machine: Machine, *words: str) -> str:
 
 
 def assert_served(machine: Machine, kernel: Kernel) -> None:
-    assert wanted.built_modules(machine, kernel.release) == ["v4l2loopback"]
-    assert wanted.is_for(machine, kernel.release, "v4l2loopback")
-    assert "v4l2loopback" in wanted.indexed(machine, kernel.release)
+    assert wanted.built_modules(machine, kernel.release) == ["bbswitch"]
+    assert wanted.is_for(machine, kernel.release, "bbswitch")
+    assert "bbswitch" in wanted.indexed(machine, kernel.release)
 
 
 def after_all(said: str) -> str:
@@ -59,56 +59,56 @@ def initramfs_runs(machine: wanted.Place, release: str) -> list[str]:
 
 
 def test_kernel_and_headers_then_mkinitcpio(arch: Machine, kernels: Kernels) -> None:
-    publish(arch, kernel_package("linux", kernels.k1), headers_package("linux", kernels.k1))
+    publish(arch, kernel_package("linux", kernels.cloud1), headers_package("linux", kernels.cloud1))
     said = pacman(arch, "-S", "linux", "linux-headers")
-    assert_served(arch, kernels.k1)
+    assert_served(arch, kernels.cloud1)
     assert "WARNING" not in said
-    assert kernels.k1.release in after_all(said)
-    assert MODULE in initramfs_runs(arch, kernels.k1.release)[-1]
+    assert kernels.cloud1.release in after_all(said)
+    assert MODULE in initramfs_runs(arch, kernels.cloud1.release)[-1]
 
 
 def test_second_flavour_without_headers_is_warned_of_last(arch: Machine, kernels: Kernels) -> None:
-    rt = kernels.rt1
-    publish(arch, kernel_package("linux-lts", rt))
+    lts = kernels.small.k0
+    publish(arch, kernel_package("linux-lts", lts))
     said = pacman(arch, "-S", "linux-lts")
     last = after_all(said)
     assert "==> WARNING" in last
-    for word in (rt.release, "linux-lts-headers", "v4l2loopback", "pacman -S linux-lts-headers"):
+    for word in (lts.release, "linux-lts-headers", "bbswitch", "pacman -S linux-lts-headers"):
         assert word in last, f"{word} is not in:\n{last}"
-    assert wanted.bus_property(arch, "MissingHeaders") == f'a(sss) 1 "{rt.release}" "lts" "linux-lts-headers"'
+    assert wanted.bus_property(arch, "MissingHeaders") == f'a(sss) 1 "{lts.release}" "lts" "linux-lts-headers"'
 
 
 def test_its_headers_build_and_the_initramfs_is_made_again(arch: Machine, kernels: Kernels) -> None:
-    rt = kernels.rt1
-    publish(arch, headers_package("linux-lts", rt))
+    lts = kernels.small.k0
+    publish(arch, headers_package("linux-lts", lts))
     said = pacman(arch, "-S", "linux-lts-headers")
-    assert_served(arch, rt)
+    assert_served(arch, lts)
     assert "WARNING" not in said
     wanted.settle(arch)
-    assert MODULE in initramfs_runs(arch, rt.release)[-1]
+    assert MODULE in initramfs_runs(arch, lts.release)[-1]
 
 
 def test_upgrade_replaces_the_kernel_and_leaves_nothing_of_the_old(arch: Machine, kernels: Kernels) -> None:
-    publish(arch, kernel_package("linux", kernels.k2), headers_package("linux", kernels.k2))
+    publish(arch, kernel_package("linux", kernels.cloud2), headers_package("linux", kernels.cloud2))
     said = pacman(arch, "-Su")
-    assert_served(arch, kernels.k2)
+    assert_served(arch, kernels.cloud2)
     assert "WARNING" not in said
     wanted.settle(arch)
-    assert not (arch.path("/usr/lib/modules") / kernels.k1.release).exists()
-    assert_served(arch, kernels.rt1)
+    assert not (arch.path("/usr/lib/modules") / kernels.cloud1.release).exists()
+    assert_served(arch, kernels.small.k0)
 
 
 def test_removed_kernel_leaves_nothing_not_even_headers_alone_keep_our_files(arch: Machine, kernels: Kernels) -> None:
-    rt = kernels.rt1
+    lts = kernels.small.k0
     said = pacman(arch, "-R", "linux-lts")
     assert "WARNING" not in said
     wanted.settle(arch)
-    assert wanted.built_modules(arch, rt.release) == []
-    assert wanted.states(arch)["v4l2loopback", rt.release] == "waiting-kernel"
+    assert wanted.built_modules(arch, lts.release) == []
+    assert wanted.states(arch)["bbswitch", lts.release] == "waiting-kernel"
     pacman(arch, "-R", "linux-lts-headers")
     wanted.settle(arch)
-    assert not (arch.path("/usr/lib/modules") / rt.release).exists()
-    assert not list(arch.path("/var/lib/dkms/v4l2loopback").glob(f"*{rt.release}*"))
+    assert not (arch.path("/usr/lib/modules") / lts.release).exists()
+    assert not list(arch.path("/var/lib/dkms/bbswitch").glob(f"*{lts.release}*"))
 
 
 # --- other roots ----------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_removed_kernel_leaves_nothing_not_even_headers_alone_keep_our_files(arc
 def other(arch_layers: list[Path]) -> Iterator[Overlay]:
     """A second Arch, which the machine has mounted at CHROOT."""
     with Overlay(arch_layers, name="pacman-chroot", chroot=False) as root:
-        wanted.put_source(root, "v4l2loopback-dkms")
+        wanted.put_source(root, "bbswitch-dkms")
         yield root
 
 
@@ -136,39 +136,39 @@ def offer(machine: Machine, other: Overlay, *packages: Path) -> None:
 
 def test_chrooted_with_the_hosts_run_and_bus_in_sight(arch: Machine, other: Overlay, kernels: Kernels) -> None:
     """As arch-chroot has it: the work is done in the chroot; the daemon and the files outside are left alone."""
-    rt = kernels.rt1
+    lts = kernels.small.k0
     arch.run(
         f"mount -t proc proc {CHROOT}/proc && mount --rbind /dev {CHROOT}/dev && mount --rbind /sys {CHROOT}/sys"
         f" && mount --bind /run {CHROOT}/run"
     )
     before = wanted.bus_property(arch, "Pass"), arch.path("/var/log/mkinitcpio.log").read_text()
-    offer(arch, other, kernel_package("linux-lts", rt), headers_package("linux-lts", rt))
+    offer(arch, other, kernel_package("linux-lts", lts), headers_package("linux-lts", lts))
     said = pacman_in_chroot(arch, "-S", "linux-lts")
-    assert f"==> WARNING: {rt.release} (lts) has no headers" in after_all(said)
+    assert f"==> WARNING: {lts.release} (lts) has no headers" in after_all(said)
     said = pacman_in_chroot(arch, "-S", "linux-lts-headers")
-    assert f"==> {rt.release}: 1 module ready" in after_all(said), said
-    assert wanted.built_modules(other, rt.release) == ["v4l2loopback"]
-    assert initramfs_runs(other, rt.release) == [f"linux-lts {rt.release}", f"linux-lts {rt.release} {MODULE}"]
+    assert f"==> {lts.release}: 1 module ready" in after_all(said), said
+    assert wanted.built_modules(other, lts.release) == ["bbswitch"]
+    assert initramfs_runs(other, lts.release) == [f"linux-lts {lts.release}", f"linux-lts {lts.release} {MODULE}"]
     assert (wanted.bus_property(arch, "Pass"), arch.path("/var/log/mkinitcpio.log").read_text()) == before
-    assert not (arch.path("/usr/lib/modules") / rt.release).exists()
+    assert not (arch.path("/usr/lib/modules") / lts.release).exists()
 
 
 def test_new_root_with_no_bus(arch: Machine, other: Overlay, kernels: Kernels) -> None:
     """As pacstrap has it: pacman outside, its hooks chrooted. One initramfs is made, with the module in it."""
     arch.run(f"umount -l {CHROOT}/run {CHROOT}/sys")
-    new = kernels.k1
+    new = kernels.cloud1
     offer(arch, other, kernel_package("linux", new), headers_package("linux", new))
     options = f"--root {CHROOT} --config {CHROOT}/etc/pacman.conf --cachedir {CHROOT}/var/cache/pacman/pkg"
     arch.run(f"mount --bind {CHROOT}/srv/repo /srv/repo")
     said = pacman(arch, *options.split(), "-S", "linux", "linux-headers")
     arch.run("umount /srv/repo")
     assert f"==> {new.release}: 1 module ready" in after_all(said)
-    assert wanted.built_modules(other, new.release) == ["v4l2loopback"]
+    assert wanted.built_modules(other, new.release) == ["bbswitch"]
     assert initramfs_runs(other, new.release) == [f"linux {new.release} {MODULE}"]
 
 
 def test_broken_python_costs_a_note_and_nothing_else(arch: Machine, other: Overlay, kernels: Kernels) -> None:
-    new = kernels.k2
+    new = kernels.cloud2
     python = other.path("/usr/bin/python3")
     target = python.readlink()
     python.unlink()
@@ -185,9 +185,9 @@ def test_broken_python_costs_a_note_and_nothing_else(arch: Machine, other: Overl
     python.unlink()
     python.symlink_to(target)
     arch.run(f"chroot {CHROOT} kmodhookd --once")
-    assert wanted.built_modules(other, new.release) == ["v4l2loopback"]
+    assert wanted.built_modules(other, new.release) == ["bbswitch"]
     assert MODULE in initramfs_runs(other, new.release)[-1]
-    assert not (other.path("/usr/lib/modules") / kernels.k1.release).exists()
+    assert not (other.path("/usr/lib/modules") / kernels.cloud1.release).exists()
 
 
 # --- our dkms in place of the real one ------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def with_dkms(arch_layers: list[Path], kernels: Kernels) -> Iterator[Machine]:
     """An Arch with a kernel and a package `dkms`, which our --dkms has to replace."""
     with Machine("pacman", layers=arch_layers, binds=[wheel_dir()]) as machine:
         real = make_package("dkms", "3.0.10-1", _fill_dkms)
-        publish(machine, real, kernel_package("linux", kernels.k2), headers_package("linux", kernels.k2))
+        publish(machine, real, kernel_package("linux", kernels.cloud2), headers_package("linux", kernels.cloud2))
         pacman(machine, "-S", "dkms", "linux", "linux-headers")
         yield machine
 
@@ -232,21 +232,21 @@ class TestInPlaceOfRealDkms:
     def test_it_takes_the_place_and_packages_that_need_dkms_stay(self, with_dkms: Machine, kernels: Kernels) -> None:
         publish(with_dkms, source_package("tiny", "1.0"))
         said = pacman(with_dkms, "-S", "tiny-dkms")
-        assert wanted.built_modules(with_dkms, kernels.k2.release) == ["tiny"], said
+        assert wanted.built_modules(with_dkms, kernels.cloud2.release) == ["tiny"], said
         install_sh(with_dkms, "--dkms")
         shown = with_dkms.run("pacman -Qq").stdout.splitlines()
         assert "kmodhookd-dkms" in shown and "tiny-dkms" in shown and "dkms" not in shown
         assert with_dkms.run("pacman -Qo /usr/bin/dkms").stdout.endswith("kmodhookd-dkms 0.1.0-1\n")
-        assert with_dkms.run("dkms status").stdout == f"tiny/1.0, {kernels.k2.release}, x86_64: installed\n"
+        assert with_dkms.run("dkms status").stdout == f"tiny/1.0, {kernels.cloud2.release}, x86_64: installed\n"
 
     def test_upgrade_and_removal(self, with_dkms: Machine, kernels: Kernels) -> None:
         publish(with_dkms, source_package("tiny", "2.0"))
         pacman(with_dkms, "-Su")
-        assert with_dkms.run("dkms status").stdout == f"tiny/2.0, {kernels.k2.release}, x86_64: installed\n"
-        shown = with_dkms.run(["modinfo", "-k", kernels.k2.release, "-F", "version", "tiny"]).stdout
+        assert with_dkms.run("dkms status").stdout == f"tiny/2.0, {kernels.cloud2.release}, x86_64: installed\n"
+        shown = with_dkms.run(["modinfo", "-k", kernels.cloud2.release, "-F", "version", "tiny"]).stdout
         assert shown.strip() == "2.0"
         pacman(with_dkms, "-R", "tiny-dkms")
-        assert wanted.built_modules(with_dkms, kernels.k2.release) == []
+        assert wanted.built_modules(with_dkms, kernels.cloud2.release) == []
         wanted.settle(with_dkms)
         assert with_dkms.run("dkms status").stdout == ""
 

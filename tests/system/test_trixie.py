@@ -39,6 +39,6 @@ def test_a_kernel_comes_with_its_headers_and_goes(trixie: Machine) -> None:
 
 
 def test_without_headers_the_package_is_named(trixie: Machine) -> None:
-    said = wanted.apt(trixie, "install", "--no-install-recommends", "linux-image-rt-amd64")
+    said = wanted.apt(trixie, "install", "--no-install-recommends", "linux-image-cloud-amd64")
     (release,) = kernels(trixie)
     assert f"apt install linux-headers-{release}" in said[said.index("W: kmodhookd") :]
