@@ -49,7 +49,12 @@ class Hooks(_Section):
 class Watch(_Section):
     """When the disk is looked at."""
 
-    quiet: float = Field(0.7, ge=0.05, le=60, description="seconds without an event before a look")
+    quiet: float = Field(
+        0.7,
+        ge=0.05,
+        le=60,
+        description="seconds without an event before a look; in a package transaction eight times that",
+    )
     ceiling: float = Field(10.0, ge=0.1, le=600, description="seconds after the first event before a look in any case")
     interval: int = Field(900, ge=60, description="seconds between looks that no event asked for")
 

@@ -80,8 +80,12 @@ class Pair:
             for entry in overlay.path("/usr/src").iterdir():
                 if not entry.name.startswith("linux-"):
                     shutil.rmtree(entry)
-            for inside in ("/var/lib/kmodhookd", "/var/cache/kmodhookd"):
-                shutil.rmtree(overlay.path(inside), ignore_errors=True)
+            shutil.rmtree(overlay.path("/var/lib/kmodhookd"), ignore_errors=True)
+            for entry in overlay.path("/var/cache/kmodhookd").glob("*"):
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.name != "headers.json":  # it takes a second for each kernel to read all headers again
+                    entry.unlink()
             for entry in overlay.path("/var/lib/dkms").iterdir():
                 if entry.is_dir():  # its signing key stays: making one takes longer than most builds
                     shutil.rmtree(entry)

@@ -98,7 +98,7 @@ def contents(parts: Sequence[Tree]) -> str:
     """Hash over the header files that any build may read, by their names below the tops; one build's own marks left out.
 
     What a symbol's type is made of is in its CRC, an inline function, a macro, a tracepoint are not. Of two builds of one
-    version (Debian's respins) all of this is equal. 10 000 files are read in a second.
+    version (Debian's respins) all of this is equal. 10 000 files are read in 0.3 s.
     """
     digest = hashlib.sha256()
     for number, part in enumerate(parts):
@@ -109,12 +109,15 @@ def contents(parts: Sequence[Tree]) -> str:
         for top in ("include", *(f"arch/{name}/include" for name in names)):
             for name, path in _files(part, top):
                 digest.update(f"{number}/{name}\0".encode("utf-8", "surrogateescape"))
-                digest.update(hashlib.sha256(read(path, MAX_TEXT)).digest())
+                digest.update(hashlib.sha256(_content(path, MAX_TEXT) if path else b"").digest())
     return digest.hexdigest()
 
 
-def _files(part: Tree, top: str) -> Iterator[tuple[str, Path]]:
-    """The regular files below one directory, with their names; links are followed inside the root (Ubuntu's are full of them)."""
+def _files(part: Tree, top: str) -> Iterator[tuple[str, str | Path]]:
+    """The names below one directory, with the regular file that each stands for, "" for none.
+
+    Links are followed inside the root (Ubuntu's headers are full of them).
+    """
     pending = [(top, 0)]
     left = MAX_ENTRIES
     while pending and left > 0:
@@ -129,22 +132,34 @@ def _files(part: Tree, top: str) -> Iterator[tuple[str, Path]]:
             name = f"{directory}/{entry.name}"
             linked = entry.is_symlink()
             try:
-                path = part.at(name) if linked else Path(entry.path)
-                is_directory = path.is_dir() if linked else entry.is_dir()
+                path = part.at(name) if linked else entry.path
+                is_directory = os.path.isdir(path) if linked else entry.is_dir()
+                is_file = os.path.isfile(path) if linked else entry.is_file()
             except OSError:  # a link that goes round in circles, a server that is away: it is there, and says nothing
-                path, is_directory = Path(entry.path), False
+                is_directory = is_file = False
             if is_directory:
                 pending += [(name, links + linked)] if links + linked <= MAX_LINKS else []
             elif not APART.fullmatch(name):
-                yield name, path
+                yield name, path if is_file else ""
 
 
 def read(path: Path, limit: int) -> bytes:
     """At most `limit` bytes of a regular file; nothing when it cannot be read."""
+    return _content(path, limit) if os.path.isfile(path) else b""
+
+
+def _content(path: str | Path, limit: int) -> bytes:
+    # Thousands of small files: `open`, with a buffer of `limit` bytes for each, takes four times as long.
     try:
-        if not path.is_file():
-            return b""
-        with open(path, "rb") as file:
-            return file.read(limit)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            left = min(os.fstat(descriptor).st_size, limit)
+            pieces = []
+            while left > 0 and (piece := os.read(descriptor, left)):
+                pieces.append(piece)
+                left -= len(piece)
+            return b"".join(pieces)
+        finally:
+            os.close(descriptor)
     except OSError:
         return b""

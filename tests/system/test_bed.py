@@ -56,6 +56,7 @@ def test_the_engine_root_has_real_dkms_that_builds(engine_root: Overlay, kernels
     assert list(engine_root.path(f"/lib/modules/{kernels.k2.release}/updates/dkms").glob("acpi_call.ko*"))
 
 
+@pytest.mark.full
 def test_pacman_installs_and_upgrades_kernels_in_the_order_of_arch(pacman_root: Overlay, kernels: Kernels) -> None:
     k1, k2 = kernels.k1.release, kernels.k2.release
     publish(pacman_root, kernel_package("linux", kernels.k1), headers_package("linux", kernels.k1))
