@@ -42,6 +42,7 @@ def failure(both: Pair, module: str, version: str = "1.0") -> tuple[str, str]:
 # --- two at a time --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_one_module_for_two_kernels_at_once(both: Pair) -> None:
     """One build directory for all kernels there: one fails, or has the module of the other stored."""
     both.source("many")
@@ -77,6 +78,7 @@ def release(path: Path) -> str:
         return ""
 
 
+@pytest.mark.full
 def test_two_autoinstalls_at_once(both: Pair) -> None:
     names = ["one", "two", "three"]
     for name in names:
@@ -102,6 +104,7 @@ def test_two_autoinstalls_at_once(both: Pair) -> None:
 # --- no room --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_no_room_to_store_a_build(both: Pair) -> None:
     """The copy is cut off after a page, and DKMS calls that built."""
     both.source("full")
@@ -202,7 +205,7 @@ def test_one_bad_dkms_conf(both: Pair) -> None:
 # --- scripts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [1, 77])
+@pytest.mark.parametrize("status", [pytest.param(1, marks=pytest.mark.full), 77])
 def test_a_pre_build_that_fails(both: Pair, status: int) -> None:
     """What it was to prepare is not there, and DKMS installs what comes of that."""
     script = f"#!/bin/sh\necho it went wrong\nexit {status}\n"
@@ -240,7 +243,9 @@ def test_a_makefile_that_builds_for_another_kernel(both: Pair) -> None:
 # --- versions -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("older", "newer"), [("1.0.r999", "1.0.r1000"), ("1.0-rc1", "1.0")])
+@pytest.mark.parametrize(
+    ("older", "newer"), [("1.0.r999", "1.0.r1000"), pytest.param("1.0-rc1", "1.0", marks=pytest.mark.full)]
+)
 def test_which_version_is_newer(both: Pair, older: str, newer: str) -> None:
     for version in (older, newer):
         both.source("order", version)

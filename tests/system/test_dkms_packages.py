@@ -193,6 +193,7 @@ class TestInPlaceOfRealDkms:
         )
         assert NAME not in left.stdout
 
+    @pytest.mark.full
     def test_a_removed_kernel_is_no_decision_against_its_modules(self, debian: Machine, kernels: Kernels) -> None:
         """DKMS's conffile /etc/kernel/prerm.d/dkms is still there, and calls `dkms remove -k`."""
         assert debian.path("/etc/kernel/prerm.d/dkms").exists()

@@ -222,6 +222,7 @@ def install_sh(machine: Machine, *words: str) -> str:
     return machine.run(command, cwd=installed.CHECKOUT_INSIDE, env=APT_ENV, timeout=900).stdout
 
 
+@pytest.mark.full
 class TestInPlaceOfRealDkms:
     """Transaction after transaction."""
 
