@@ -275,7 +275,8 @@ def test_what_does_not_fit_is_built(world: World) -> None:
 
 
 @pytest.mark.full
-def test_what_was_taken_over_goes_when_it_fits_no_longer_and_cannot_be_built(world: World) -> None:
+def test_what_was_taken_over_and_fits_no_longer_is_told(world: World) -> None:
+    """It cannot be built either. It is no `reused` any more, and stays: it keeps nothing of the kernel's own from loading."""
     path = world.source("gone", body=TAKES_IT)
     world.one_pass()
     ((_, first),) = world.built("gone")
@@ -287,5 +288,8 @@ def test_what_was_taken_over_goes_when_it_fits_no_longer_and_cannot_be_built(wor
     symvers.write_bytes(text[: at - 8] + b"00000001" + text[at:])
     (path / "gone.c").write_text("#error not any more\n")
     world.one_pass()
-    assert not world.file("gone", other).exists() and world.state("gone", other) is State.FAILED
+    assert world.file("gone", other).exists() and world.state("gone", other) is State.STALE
+    cells = [event.snapshot for event in world.events if event.snapshot][-1].cells
+    loads = {cell.kernel: cell.loads for cell in cells if cell.module == "gone"}
+    assert (loads[first], loads[other]) == (True, False)
     assert world.file("gone", first).exists() and world.state("gone", first) is State.STALE
