@@ -30,9 +30,7 @@ from kmodhookd.service import HOOK, HOOK_PATH, NAME, Service
 
 HEARTBEAT = 300.0  # seconds: the slow timer that the watchdog and the look that no event asked for share
 BLIND = 60.0  # seconds between looks where inotify is not to be had
-HELD = (
-    8  # times the quiet time while a package transaction is open: little can be done, and unpacking needs the processor
-)
+HELD = 8  # times the quiet time while a package transaction is open: unpacking needs the processor more than we do
 STORM_CEILING = 60.0  # seconds: the longest quiet time that is asked for when our own passes seem to cause the events
 
 
