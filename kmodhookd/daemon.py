@@ -16,7 +16,7 @@ from kmodhookd.announce.manager import Manager
 from kmodhookd.child import Child, worker_command
 from kmodhookd.errors import Fault
 from kmodhookd.events import hints
-from kmodhookd.events.coalesce import Coalescer
+from kmodhookd.events.coalesce import Coalescer, Pace
 from kmodhookd.events.gate import Gate
 from kmodhookd.events.locks import Locks
 from kmodhookd.events.loop import Cancel, Loop
@@ -57,7 +57,7 @@ class Daemon:
         self._manager = Manager(__version__, root.identity, self._settings.policy.required)
         self._service = Service(root, self._loop, self._gate, self._manager, announcer or Announcer(), self._watch)
         self._passes = Passes(root, config, self._loop, self._gate, self._worker, self._service)
-        self._coalescer = Coalescer(self._loop, self._settle, self._settings.watch.quiet, self._settings.watch.ceiling)
+        self._coalescer = Coalescer(self._loop, self._settle, self._pace)
 
     def run(self, address: str) -> int:
         """Serve until told to end; the exit status. Raises Fault when there is no bus or no name to be had."""
@@ -116,16 +116,14 @@ class Daemon:
         self._echoes = self._echoes + 1 if self._in_pass else 0
         self._in_pass = False
         self._last_look = time.monotonic()
-        self._wait_quietly()
         self._passes.hint()
 
-    def _wait_quietly(self) -> None:
-        """Set how long events must have come to rest. A gate that opens, or is lifted, is followed by a look at once."""
+    def _pace(self) -> Pace:
+        """How long events must have come to rest. A gate that opens, or is lifted, is followed by a look at once."""
         watch = self._settings.watch
         quiet = watch.quiet * 2 ** max(0, min(self._echoes - 1, 10))
         held = min(watch.ceiling, watch.quiet * HELD) if self._gate.closed else 0.0
-        self._coalescer.quiet = max(held, min(STORM_CEILING, quiet))
-        self._coalescer.ceiling = watch.ceiling
+        return Pace(max(held, min(STORM_CEILING, quiet)), watch.ceiling)
 
     def _look(self) -> None:
         """A look without waiting for anything."""
@@ -133,7 +131,6 @@ class Daemon:
         self._echoes = 0
         self._in_pass = False
         self._last_look = time.monotonic()
-        self._wait_quietly()
         self._passes.hint()
 
     def _gate_turned(self) -> None:
@@ -144,7 +141,6 @@ class Daemon:
     def _follow_gate(self) -> None:
         self._turning = None
         self._passes.gate_changed()
-        self._wait_quietly()
         if self._gate.closed and self._polling is None:
             self._polling = self._loop.every(1.0, self._poll)
         elif not self._gate.closed and self._polling is not None:

@@ -127,7 +127,8 @@ def _wait_for_trees(plan: Plan, deadline: float, controls: Controls) -> bool:
 def _outcome(request: Request, inventory: Inventory, plan: Plan, work: steps.Work, *, late: bool) -> Outcome:
     """`failed` counts what is wrong and will not come right by itself; `waiting` what goes on once something is there."""
     waiting = sum(1 for cell in plan.cells if cell.state in WAITING and cell.wanted)
-    failed = sum(1 for cell in plan.cells if cell.state in FAILED and not cell.there)
+    # Of what is there, only that is wrong which does not load: a source that is unusable by now has still its modules.
+    failed = sum(1 for cell in plan.cells if cell.state is State.FAILED or (cell.state in FAILED and not cell.there))
     again = [seconds for seconds in (plan.look_again, RETRY if work.failures or late else 0.0) if seconds > 0]
     return Outcome(
         number=request.number,

@@ -3,18 +3,28 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from kmodhookd.events.loop import Cancel, Loop
 
 
-class Coalescer:
-    """Calls `fire` once `quiet` seconds have passed without an event, or `ceiling` seconds after the first of them."""
+class Pace(NamedTuple):
+    """How long events must have come to rest, and how long a burst may go on; seconds."""
 
-    def __init__(self, loop: Loop, fire: Callable[[], None], quiet: float, ceiling: float) -> None:
+    quiet: float
+    ceiling: float
+
+
+class Coalescer:
+    """Calls `fire` once `quiet` seconds have passed without an event, or `ceiling` seconds after the first of them.
+
+    The pace is asked for when a timer is set and again when it has run out: it may have changed by then.
+    """
+
+    def __init__(self, loop: Loop, fire: Callable[[], None], pace: Callable[[], Pace]) -> None:
         self._loop = loop
         self._fire = fire
-        self.quiet = quiet
-        self.ceiling = ceiling
+        self._pace = pace
         self._first = 0.0
         self._last = 0.0
         self._cancel: Cancel | None = None
@@ -38,7 +48,8 @@ class Coalescer:
             self._cancel = None
 
     def _due(self) -> float:
-        return min(self._last + self.quiet, self._first + max(self.quiet, self.ceiling))
+        quiet, ceiling = self._pace()
+        return min(self._last + quiet, self._first + max(quiet, ceiling))
 
     def _arm(self) -> None:
         # A millisecond more than asked for: a timer that fires early would only be set again.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from kmodhookd.model import (
     BootVerdict,
     Cell,
-    FailureClass,
     HeadersState,
     Initramfs,
     Inventory,
@@ -17,14 +16,12 @@ from kmodhookd.model import (
     Refusal,
     State,
 )
-from kmodhookd.plan import cells as cell_rules
-from kmodhookd.plan import initramfs, loading, reuse
+from kmodhookd.plan import failures, initramfs, loading, reuse
 from kmodhookd.settings import Settings
 
 FINE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
 WRONG = frozenset({State.BROKEN, State.DAMAGED, State.FAILED})  # counts whether or not it would go there by itself
 COMING = frozenset({State.ADDED, State.BUILT})
-OF_THE_MOMENT = frozenset({FailureClass.CANCELLED, FailureClass.KILLED, FailureClass.TIMEOUT, FailureClass.SPACE})
 REQUIRED = "policy.required names it"
 MAKE_AGAIN = "make it again with the tool that makes it here"
 
@@ -173,31 +170,25 @@ def _prediction(at: _Look, kernel: Kernel, cell: Cell) -> tuple[str, str] | None
     if not coming or placement is None:
         return None
     others = [one for one in at.inventory.placements if one.module == cell.module and one.kernel != cell.kernel]
-    failed = [one for one in others if one.version == cell.version and failed_for_good(one)]
-    for other in failed:
-        there = at.kernels[other.kernel]
-        if there.headers.fingerprint == kernel.headers.fingerprint != "" and other.failure is not None:
+    found = [(one, failures.for_good(one)) for one in others if one.version == cell.version]
+    failed = [(one, failure) for one, failure in found if failure is not None]
+    for other, failure in failed:
+        if at.kernels[other.kernel].headers.fingerprint == kernel.headers.fingerprint != "":
             log = f"kmodhookctl log {cell.module}/{cell.version} -k {other.kernel}"
-            text = f"not built yet, and it will not build: the same failed for {other.kernel}: {other.failure.reason}"
-            return text, other.failure.remedy or log
+            text = f"not built yet, and it will not build: the same failed for {other.kernel}: {failure.reason}"
+            return text, failure.remedy or log
     same = [one for one in others if at.kernels[one.kernel].flavour == kernel.flavour]
     text = (
         "not built yet: its headers are there, it is built by itself"
         if cell.state is State.ADDED
         else "built, goes in next"
     )
-    doubt = next((one for one in failed if one in same), None)
-    if doubt is not None and doubt.failure is not None:
-        text += f", but may fail as it did for {doubt.kernel}: {doubt.failure.reason}"
+    doubt = next(((one, failure) for one, failure in failed if one in same), None)
+    if doubt is not None:
+        text += f", but may fail as it did for {doubt[0].kernel}: {doubt[1].reason}"
     elif cell.state is State.ADDED:
         text += _duration(same, "for this flavour") or _duration(others, "")
     return text, f"kmodhookctl reconcile --wait -k {kernel.release}"
-
-
-def failed_for_good(placement: Placement) -> bool:
-    """Whether it failed for what it was made from, and that is still so."""
-    failure = placement.failure
-    return failure is not None and failure.cause not in OF_THE_MOMENT and cell_rules.failure_stands(placement)
 
 
 def _duration(placements: Iterable[Placement], where: str) -> str:
@@ -239,8 +230,8 @@ def _in_place(at: _Look, kernel: Kernel, cell: Cell) -> list[_Reason]:
     rank = at.why(cell).rank
     found = _findings(at, kernel, placement)
     told = [_Reason(cell.module, text, remedy, at.decides(cell), rank) for text, remedy in found]
-    failure = placement.failure
-    if reuse.installed(placement).provisional and failure is not None and cell_rules.failure_stands(placement):
+    failure = failures.standing(placement)
+    if reuse.installed(placement).provisional and failure is not None:
         # It loads, as far as the versions of symbols tell.
         text = f"built for {cell.origin}, and only likely to be right here: its own build failed: {failure.reason}"
         log = f"kmodhookctl log {cell.module}/{cell.version} -k {cell.kernel}"

@@ -14,7 +14,6 @@ from kmodhookd.model import (
     Cell,
     Decision,
     Fact,
-    FailureClass,
     HeadersState,
     Kernel,
     Placement,
@@ -23,7 +22,7 @@ from kmodhookd.model import (
 )
 from kmodhookd.model import Verdict as FileVerdict
 from kmodhookd.plan import decisions as decided
-from kmodhookd.plan import intree, loading, reuse, staleness
+from kmodhookd.plan import failures, intree, loading, reuse, staleness
 from kmodhookd.settings import Settings
 
 THERE = frozenset({State.INSTALLED, State.REUSED, State.STALE, State.IN_TREE})
@@ -145,16 +144,6 @@ def can_restore(placement: Placement) -> bool:
     return record is not None and bool(record.files) and all(file.sha256 in stored for file in record.files)
 
 
-def failure_stands(placement: Placement) -> bool:
-    """Whether the last attempt's failure still says something: neither its inputs nor the compilers have changed."""
-    failure = placement.failure
-    if failure is None or failure.fingerprint != placement.fingerprint:
-        return False
-    if failure.cause is FailureClass.SIGNING:
-        return failure.signing == placement.signing
-    return failure.cause is not FailureClass.COMPILER or failure.tools == placement.tools
-
-
 def judge(placement: Placement, context: Context) -> Cell:
     """The state of a placement and all facts behind it."""
     facts: list[Fact] = []
@@ -242,8 +231,7 @@ def _reused(placement: Placement, context: Context) -> Verdict:
     release = reuse.origin(placement, context.kernel)
     if reuse.installed(placement).origin and is_installed(placement) and is_current(placement):
         paths = ", ".join(artifact.path for artifact in placement.installed)
-        failed = placement.failure if failure_stands(placement) else None
-        why = f"built for {release}; {reuse.why(placement, failed)}"
+        why = f"built for {release}; {reuse.why(placement, failures.standing(placement))}"
         return State.REUSED, Fact(fact="installed files", verdict=f"{paths}: {why}")
     if not is_linked(placement):
         return None
@@ -263,7 +251,9 @@ def _stale(placement: Placement, context: Context) -> Verdict:
     still = f"does not fit any more: {wrong}" if wrong else "still loads"
     verdict = f"{placement.outdated or staleness.reason(placement, other_key=signed)}; what is installed {still}"
     remedy = _failure_text(placement) or "it is built again by itself"
-    return State.STALE, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)
+    # A failed renewal of something that works is `stale`; of something that does not, `failed`.
+    state = State.FAILED if wrong and failures.standing(placement) else State.STALE
+    return state, Fact(fact="inputs of the build", verdict=verdict, remedy=remedy)
 
 
 def _in_tree(placement: Placement, context: Context) -> Verdict:
@@ -294,14 +284,14 @@ def excluded(placement: Placement, context: Context) -> Verdict:
 
 
 def _failure_text(placement: Placement) -> str:
-    failure = placement.failure if failure_stands(placement) else None
+    failure = failures.standing(placement)
     log = f"kmodhookctl log {placement.module}/{placement.version} -k {placement.kernel}"
     return f"the last attempt failed: {failure.reason}; {log}" if failure else ""
 
 
 def _failed(placement: Placement, context: Context) -> Verdict:
-    failure = placement.failure
-    if failure is None or not failure_stands(placement):
+    failure = failures.standing(placement)
+    if failure is None:
         return None
     detail = f": {failure.line}" if failure.line else ""
     times = f", {failure.attempts} attempts" if failure.attempts > 1 else ""

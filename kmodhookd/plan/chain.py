@@ -8,7 +8,7 @@ when all is well; where it is not, a remedy. The state is said last, with what d
 from datetime import UTC, datetime
 
 from kmodhookd.model import Cell, Fact, HeadersState, Placement
-from kmodhookd.plan import cells, intree, loading
+from kmodhookd.plan import cells, failures, intree, loading
 
 
 def chain(placement: Placement, context: cells.Context, cell: Cell) -> tuple[Fact, ...]:
@@ -81,8 +81,8 @@ def _dependencies(placement: Placement, context: cells.Context) -> Fact:
 
 
 def _built(placement: Placement, context: cells.Context) -> Fact:
-    failure = placement.failure
-    if failure is not None and cells.failure_stands(placement):
+    failure = failures.standing(placement)
+    if failure is not None:
         log = f"kmodhookctl log {placement.module}/{placement.version} -k {placement.kernel}"
         detail = f" ({failure.line})" if failure.line and failure.line not in failure.reason else ""
         kept = "; an earlier build is kept" if placement.built else ""

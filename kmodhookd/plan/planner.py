@@ -30,6 +30,7 @@ from kmodhookd.plan import (
     chain,
     decisions,
     dependencies,
+    failures,
     intree,
     registrations,
     reuse,
@@ -271,13 +272,7 @@ def _aside(picture: _Picture, placement: Placement, now: float) -> tuple[ActionK
         return None
     used = picture.used.get(placement.kernel, {})
     step = aside.step(placement, picture.kernels[placement.kernel], picture.settings, used)
-    return None if step is not None and step[0] is ActionKind.INSTALL and _rests(placement, now) else step
-
-
-def _rests(placement: Placement, now: float) -> bool:
-    """Whether the last attempt failed, nothing has changed since, and another is not due."""
-    failure = placement.failure
-    return failure is not None and cells.failure_stands(placement) and not 0 < failure.retry_at <= now
+    return None if step is not None and step[0] is ActionKind.INSTALL and failures.rests(placement, now) else step
 
 
 def _priority(picture: _Picture, placement: Placement) -> tuple[bool, bool, bool, str, str]:
@@ -304,10 +299,11 @@ def _wanted(
         return True, ASKED
     if not (picture.settings.automatic and placement.recipe and placement.recipe.autoinstall):
         return False, ""
-    if _rests(placement, now):
+    if failures.rests(placement, now):
         return False, ""
-    if placement.failure is not None and cells.failure_stands(placement):
-        return True, f"attempt {placement.failure.attempts + 1}"
+    failure = failures.standing(placement)
+    if failure is not None:
+        return True, f"attempt {failure.attempts + 1}"
     if builds and state is State.REUSED and reusing.is_due(placement):
         return True, RENEWAL
     return state in WANTED, str(state)

@@ -8,15 +8,15 @@ stays: a file that does not load costs nothing. The DKMS tree keeps it in any ca
 from collections.abc import Mapping
 
 from kmodhookd.model import HeadersState, Kernel, Placement, Verdict
-from kmodhookd.plan import boot, intree, loading, reuse
+from kmodhookd.plan import failures, intree, loading, reuse
 
 
 def reason(placement: Placement, kernel: Kernel, verdicts: Mapping[str, Verdict]) -> str:
     """Why a module that is wanted there is to go nevertheless, as a clause; "" when it stays."""
-    record, failure = placement.record, placement.failure
+    record, failure = placement.record, failures.for_good(placement)
     if record is None or record.by_hand or record.over_in_tree or not reuse.installed(placement).origin:
         return ""
-    if failure is None or failure.retry_at or not boot.failed_for_good(placement):
+    if failure is None or failure.retry_at:
         return ""
     if kernel.running or kernel.headers.state is not HeadersState.PRESENT:
         return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kmodhookd.events import hints
-from kmodhookd.events.coalesce import Coalescer
+from kmodhookd.events.coalesce import Coalescer, Pace
 from kmodhookd.events.loop import Loop, iterate
 from kmodhookd.events.watch import Watcher, nearest
 
@@ -195,7 +195,7 @@ class Fired:
     def __init__(self, quiet: float, ceiling: float) -> None:
         self.times: list[float] = []
         self.last = 0.0  # when the last event began to be told
-        self.coalescer = Coalescer(Loop(), lambda: self.times.append(time.monotonic()), quiet, ceiling)
+        self.coalescer = Coalescer(Loop(), lambda: self.times.append(time.monotonic()), lambda: Pace(quiet, ceiling))
 
     def during(self, seconds: float, every: float) -> None:
         end = time.monotonic() + seconds

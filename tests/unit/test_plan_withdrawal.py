@@ -20,6 +20,7 @@ from kmodhookd.model import (
     Provenance,
     Reason,
     Refusal,
+    State,
     Verdict,
 )
 from kmodhookd.plan import planner
@@ -45,9 +46,14 @@ def test_what_fits_no_longer_goes_where_one_of_the_kernels_own_would_load() -> N
         gone = misfit(NEW, **over)
         made = plan([gone], [NEW], verdicts=refused(gone))
         assert done(made) == [("uninstall", NEW.release, "")], "what is built stays"
+        assert made.cells[0].state is State.FAILED, "nothing usable is there"
         assert "does not fit any more: it was built with other versions" in made.cells[0].facts[0].verdict
     waits = misfit(NEW, failure=None)
-    assert done(plan([waits], [NEW], verdicts=refused(waits))) == BUILT[:1], "what comes out is compared first"
+    coming = plan([waits], [NEW], verdicts=refused(waits))
+    assert done(coming) == BUILT[:1], "what comes out is compared first"
+    assert coming.cells[0].state is State.STALE, "nothing has failed yet"
+    works = misfit(NEW)
+    assert plan([works], [NEW]).cells[0].state is State.STALE, "a failed renewal of something that loads"
 
 
 def cause(base: Placement, **fields: object) -> Placement:
