@@ -179,11 +179,12 @@ class Ko:
 
 def indexed(overlay: Overlay, release: str, names: set[str]) -> dict[str, list[str]]:
     """The lines of depmod's indexes that mention one of some modules, by index."""
+    words = re.compile(rf"(?<![\w+-])(?:{'|'.join(map(re.escape, sorted(names)))})(?![\w+-])")
     found = {}
     for index in ("modules.dep", "modules.alias", "modules.symbols", "modules.softdep"):
         path = overlay.path(f"/{MODULES}/{release}/{index}")
         lines = path.read_text().splitlines() if path.exists() else []
-        found[index] = sorted(line for line in lines if names & set(re.findall(r"[\w+-]+", line)))
+        found[index] = sorted(line for line in lines if any(name in line for name in names) and words.search(line))
     return found
 
 

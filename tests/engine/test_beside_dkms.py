@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's -dkms packages with real DKMS and with ours, in two equal roots; then each goes on in the other's.
 
-By default four small ones on one kernel; with --full all twelve on three kernels of three flavours each. What is taken over
-is upgraded on the newest of them.
+By default four small ones on one kernel; with --full all twelve on three kernels of three flavours each.
 """
 
 import re
@@ -42,7 +41,6 @@ class Case:
     flavour: str
     packages: Sequence[str]
     taken_over: int  # how many of the packages
-    upgraded: bool = True  # in the other's tree: a build of each for each of the two
 
     def __str__(self) -> str:
         return f"{len(self.packages)}-on-{self.flavour}-{self.age}"
@@ -53,7 +51,7 @@ class Case:
 
 
 CASES = [Case(1, "amd64", SMALL, 1), pytest.param(Case(1, "cloud-amd64", SMALL, 0), marks=pytest.mark.full)]
-LONG = [Case(age, flavour, TWELVE, len(TWELVE), age == 1) for age in (1, 2, 3) for flavour in FLAVOURS]
+LONG = [Case(age, flavour, TWELVE, len(TWELVE)) for age in (1, 2, 3) for flavour in FLAVOURS]
 
 
 Name = tuple[str, str]  # module, version
@@ -85,7 +83,7 @@ def pair(case: Case) -> Iterator[Pair]:
             directory = root.put(unpack(package), f"/usr/src/{unpack(package).name}")
             source = source_of(Root(root.root), directory.name)
             sources.append((source.module, source.version))
-            if number < case.taken_over and case.upgraded:
+            if number < case.taken_over:
                 put_later(directory, source.version)
 
     def install(command: Command) -> dict[Name, Seen]:
@@ -202,15 +200,13 @@ class Went:
     status: dict[str, list[str]]
 
 
-def go_on(command: Command, names: Sequence[Name], release: str, *, upgrade: bool) -> list[Went]:
+def go_on(command: Command, names: Sequence[Name], release: str) -> list[Went]:
     """Upgrade, take out, put in again and remove what the other has installed."""
     went = []
     for module, version in names:
-        last = version + SECOND if upgrade else version
-        steps = [("install", version)]
-        steps += [("install", last), ("remove", version)] if upgrade else []
-        steps += [("uninstall", last), ("install", last), ("remove", last)]
-        for verb, number in steps:
+        last = version + SECOND
+        steps = [("install", version), ("install", last), ("remove", version)]
+        for verb, number in [*steps, ("uninstall", last), ("install", last), ("remove", last)]:
             seen = do(command, verb, module, number, "" if verb == "remove" else release)
             shown = {name: lines for name, lines in status(command).items() if name not in MORE_WITH_OURS}
             went.append(Went(f"{verb} {module}/{number}", comparable(module, seen), shown))
@@ -221,8 +217,8 @@ def each_goes_on_in_the_other_s(pair: Pair) -> None:
     """The same is left of an upgrade and everything else."""
     names = pair.sources[: pair.case.taken_over]
     theirs, ours = side_by_side(
-        lambda: go_on(RealDkms(pair.ours), names, pair.release, upgrade=pair.case.upgraded),
-        lambda: go_on(OurDkms(pair.theirs), names, pair.release, upgrade=pair.case.upgraded),
+        lambda: go_on(RealDkms(pair.ours), names, pair.release),
+        lambda: go_on(OurDkms(pair.theirs), names, pair.release),
     )
     unlike = [(one, other) for one, other in zip(theirs, ours, strict=True) if one != other]
     assert not unlike, "\n".join(f"{one.step}: DKMS: {one}\nours: {other}" for one, other in unlike)
