@@ -11,14 +11,20 @@ from pathlib import Path
 
 from kmodhookd.errors import InvalidArgument
 
+STATE = "/var/lib/kmodhookd"
 MAX_LINKS = 40  # as many as the kernel itself follows (path_resolution(7))
 
 
 class Root:
-    """A prefix with safe resolution of links below it."""
+    """A prefix with safe resolution of links below it.
 
-    def __init__(self, prefix: str | os.PathLike[str] = "/") -> None:
+    `state` is where what we remember of it is kept: builds, decisions, changes under way. One call that names another DKMS
+    tree, or another tree of modules, has another there.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str] = "/", *, state: str = STATE) -> None:
         self.prefix = Path(prefix).resolve()
+        self.state = state
         if not self.prefix.is_dir():
             raise InvalidArgument("no such directory", where=str(prefix), hint="give --root the directory of a system")
 

@@ -14,9 +14,12 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-STATE = "/var/lib/kmodhookd"
+from kmodhookd.root import STATE
+
 CACHE = "/var/cache/kmodhookd"
 RUNTIME = "/run/kmodhookd"
+
+__all__ = ["CACHE", "RUNTIME", "STATE", "discard", "load", "save", "sync_directory", "text", "write_atomic"]
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -99,9 +99,7 @@ def uninstall(
     change.doomed += record.files if record else ()
     if active:
         known = {file.path for file in change.doomed}
-        change.doomed += [
-            file for file in ownership.installed(root, settings, kernel.tree, change.cell) if file.path not in known
-        ]
+        change.doomed += [file for file in ownership.installed(root, settings, change.cell) if file.path not in known]
     # Real DKMS that was killed between archiving and installing leaves originals behind, and no version is active.
     left = originals.restore(change) if restore and (active or not link.is_symlink()) else []
     if record is not None:
@@ -192,7 +190,7 @@ def _superseded(
 ) -> list[InstalledFile]:
     """Files of earlier builds and other versions that the new ones do not replace."""
     new = {file.path for file in files} | {file.path for file in change.doomed}
-    old = [*recorded, *ownership.installed(change.root, change.settings, change.kernel.tree, change.cell)]
+    old = [*recorded, *ownership.installed(change.root, change.settings, change.cell)]
     return [file for file in dict.fromkeys(old) if file.path not in new]
 
 

@@ -16,7 +16,7 @@ from kmodhookd import store
 from kmodhookd.model import InstalledFile, Noun
 from kmodhookd.root import Root
 
-DIRECTORY = f"{store.STATE}/journal"
+DIRECTORY = "journal"  # below `Root.state`
 DUE = f"{store.STATE}/depmod"  # a file for each kernel whose module index is older than its modules
 
 Phase = Literal["staging", "commit", "finish"]
@@ -68,17 +68,17 @@ def new_id() -> str:
 
 def save(root: Root, entry: Entry) -> None:
     """Make an entry durable."""
-    store.save(root.resolve(f"{DIRECTORY}/{entry.id}.json"), entry)
+    store.save(root.resolve(f"{root.state}/{DIRECTORY}/{entry.id}.json"), entry)
 
 
 def close(root: Root, entry: Entry) -> None:
     """The change is done, or undone."""
-    store.discard(root.resolve(f"{DIRECTORY}/{entry.id}.json"))
+    store.discard(root.resolve(f"{root.state}/{DIRECTORY}/{entry.id}.json"))
 
 
 def entries(root: Root) -> list[Entry]:
     """What is open. A damaged entry is set aside by `store.load`; its temporary files are then left over."""
-    directory = root.resolve(DIRECTORY)
+    directory = root.resolve(f"{root.state}/{DIRECTORY}")
     if not directory.is_dir():
         return []
     loaded = [store.load(path, Entry) for path in sorted(directory.glob("*.json"))]
@@ -87,7 +87,7 @@ def entries(root: Root) -> list[Entry]:
 
 def unfinished(root: Root) -> list[Path]:
     """Halves of entries whose writing was interrupted: they count for nothing."""
-    directory = root.resolve(DIRECTORY)
+    directory = root.resolve(f"{root.state}/{DIRECTORY}")
     return sorted(directory.glob(".*.json.*")) if directory.is_dir() else []
 
 

@@ -20,7 +20,7 @@ from kmodhookd.act.journal import Archived
 from kmodhookd.errors import Fault
 from kmodhookd.model import InstalledFile
 from kmodhookd.observe import depmodorder, families
-from kmodhookd.observe.elf import SUFFIXES, read_module
+from kmodhookd.observe.elf import SUFFIXES
 from kmodhookd.observe.modtree import Found, module_name
 
 WEAK = "weak-updates/"  # links of the distribution's weak-modules tools are never touched
@@ -36,7 +36,7 @@ class Known:
 
     def is_ours(self, change: Change, path: str, content: str) -> bool:
         """Whether a file is ours to remove; one of ours that is no module any more (torn by a crash, say) is."""
-        return content in self.content or (path in self.places and not _is_module(change.root.resolve(path)))
+        return content in self.content or (path in self.places and not transaction.is_module(change.root.resolve(path)))
 
 
 def make_way(change: Change, target: str, known: Known, found: Collection[Found], order: depmodorder.Order) -> None:
@@ -55,9 +55,9 @@ def make_way(change: Change, target: str, known: Known, found: Collection[Found]
         content = _content(change, path, place)
         if path != target:
             change.doomed.append(InstalledFile(path=path, sha256=content))
-        if known.is_ours(change, path, content):
-            continue
         owner = ownership.other(change.root, change.settings, change.cell, path, content)
+        if known.is_ours(change, path, content) and (path in known.places or not owner):
+            continue
         if owner:
             raise Fault(
                 f"{path} is a module of {owner}", where=f"{change.module}/{change.version}", hint=_choose(owner)
@@ -76,10 +76,16 @@ def restore(change: Change, keep: Collection[str] = ()) -> list[str]:
     archive = _archive(change)
     if archive and not change.root.resolve(change.kernel.tree).is_dir():
         return [f"{change.kernel.tree} is not there: originals of it stay in {change.originals}"]
-    for archived in archive:
+    origins = {archived: _origin(change, archived) for archived in archive}
+    newest = {origin: archived for archived, origin in origins.items()}
+    for archived, origin in origins.items():
         if module_name(archived) in keep:
             continue
-        origin = _origin(change, archived)
+        if origin and newest[origin] != archived:
+            # Its package has put another in its stead since, and that gave way too: that one is its module now.
+            left.append(f"{archived} is an earlier {origin}; the later one, {newest[origin]}, is what comes back")
+            change.restored.append(archived)
+            continue
         if not origin:
             left.append(f"{archived} is an original of which nothing tells where it was; it stays there")
             continue
@@ -106,7 +112,7 @@ def _is_rival(change: Change, found: Found, target: str, order: depmodorder.Orde
 
 def _content(change: Change, path: str, place: Path) -> str:
     """The checksum of what lies at a place that we need."""
-    if place.is_symlink() and not change.root.inside(change.root.resolve(path)).startswith(f"{change.tree}/"):
+    if place.is_symlink() and change.root.resolve(change.tree) not in change.root.resolve(path).parents:
         raise Fault(f"{path} is a link to {os.readlink(place)}; it is left alone", hint="remove it if it is not needed")
     if not change.root.resolve(path).is_file():
         if place.is_symlink():
@@ -139,19 +145,12 @@ def _dkms_tree_of_modules(change: Change) -> str:
     return f"{top}/{change.kernel.release}"
 
 
-def _is_module(path: Path) -> bool:
-    try:
-        read_module(path)
-    except Fault:
-        return False
-    return True
-
-
 def _archive(change: Change) -> list[str]:
-    """Every module file in the archive, paths inside."""
+    """Every module file in the archive, what was archived last at the end; paths inside."""
     top = change.root.resolve(change.originals)
     paths = sorted(Path(directory, name) for directory, _, names in os.walk(top) for name in names)
     files = [path for path in paths if not path.is_symlink() and path.is_file() and ".ko" in path.name]
+    files.sort(key=lambda path: path.stat().st_ctime_ns)
     return [change.root.inside(path) for path in files if not path.name.startswith(".") and path.suffix != ".origin"]
 
 
@@ -179,5 +178,8 @@ def _origin(change: Change, archived: str) -> str:
 
 
 def _inside_tree(change: Change, origin: str) -> str:
-    _, found, below = origin.partition(f"/lib/modules/{change.kernel.release}/")
-    return f"{change.kernel.tree}/{below}" if found and ".." not in below.split("/") else ""
+    for top in (change.settings.install_tree, "/lib/modules"):  # the second with or without /usr before it
+        _, found, below = origin.partition(f"{top}/{change.kernel.release}/")
+        if found and ".." not in below.split("/"):
+            return f"{change.kernel.tree}/{below}"
+    return ""

@@ -10,25 +10,36 @@ from pathlib import Path
 
 from kmodhookd.act import transaction
 from kmodhookd.model import InstalledFile, Record
-from kmodhookd.observe import decisions
+from kmodhookd.observe import decisions, modtree
 from kmodhookd.observe.elf import module_name
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 
-def installed(root: Root, settings: Settings, tree: str, cell: decisions.Cell) -> list[InstalledFile]:
-    """Files below `tree` that equal what the active version (any) of the cell's module has in the DKMS tree."""
+def installed(root: Root, settings: Settings, cell: decisions.Cell) -> list[InstalledFile]:
+    """Files in the kernel's tree that equal what the active version (any) of the cell's module has in the DKMS tree.
+
+    None when all that is on record for that version is there: what else equals it is a copy that somebody made. Links
+    are DKMS's when they lead into its tree (`symlink_modules`); all others are somebody's own.
+    """
     module, _, kernel, arch = cell
     link = f"{settings.dkms_tree}/{module}/kernel-{kernel}-{arch}"
-    if not root.resolve(link, follow_last=False).is_symlink():
+    place = root.resolve(link, follow_last=False)
+    if not place.is_symlink():
         return []
-    content = {path.name: transaction.checksum(path) for path in _modules(root.resolve(f"{link}/module"))}
+    record = decisions.record(root, (module, os.readlink(place).partition("/")[0], kernel, arch))
+    if record is not None and record.files and all(transaction.is_ours(root, file) for file in record.files):
+        return []
+    stored = root.resolve(f"{link}/module")
+    there = modtree.walk(root, f"{root.inside(modtree.top(root, settings))}/{kernel}")
     found = []
-    for directory, _, names in os.walk(root.resolve(tree)):
-        for name in names:
-            path = Path(directory, name)
-            if name in content and _equals(root, path, content[name]):
-                found.append(InstalledFile(path=root.inside(path), sha256=content[name]))
+    for path in _modules(stored):
+        content = transaction.checksum(path)
+        for one in there.get(modtree.module_name(path.name), ()):
+            is_way = not one.link or one.link.startswith(f"{root.inside(stored)}/")
+            same_name = one.path.rpartition("/")[2] == path.name
+            if is_way and same_name and transaction.is_file(root.resolve(one.path), content):
+                found.append(InstalledFile(path=one.path, sha256=content))
     return found
 
 
@@ -55,7 +66,7 @@ def other(root: Root, settings: Settings, cell: decisions.Cell, path: str, sha25
     return ""
 
 
-def adopt(root: Root, settings: Settings, tree: str, cell: decisions.Cell) -> None:
+def adopt(root: Root, settings: Settings, cell: decisions.Cell) -> None:
     """Record what real DKMS installed of a version, before its build in the DKMS tree is replaced by ours.
 
     Afterwards nothing would tell that the installed file is not somebody else's.
@@ -67,16 +78,11 @@ def adopt(root: Root, settings: Settings, tree: str, cell: decisions.Cell) -> No
     record = decisions.record(root, cell)  # one without files is of a build of ours that real DKMS installed
     if record is not None and record.files:
         return
-    files = installed(root, settings, tree, cell)
+    files = installed(root, settings, cell)
     if files:
         names = {"module": module, "version": version, "kernel": kernel, "arch": arch, "fingerprint": ""}
         record = record or Record.model_validate(names)
         decisions.save_record(root, record.model_copy(update={"files": tuple(files)}))
-
-
-def _equals(root: Root, path: Path, sha256: str) -> bool:
-    """Links (DKMS's `symlink_modules`) count as what they lead to inside the root."""
-    return transaction.is_file(root.resolve(root.inside(path)) if path.is_symlink() else path, sha256)
 
 
 def _modules(directory: Path) -> list[Path]:

@@ -45,9 +45,7 @@ def _move_out(root: Root, settings: Settings, inventory: Inventory, source: Sour
     names = (source.module, source.version)
     directory = root.resolve(settings.dkms_tree) / source.module / source.version
     for cell in _cells(root, directory, *names):
-        tree = next((one.tree for one in inventory.kernels if one.release == cell[2]), "")
-        if tree:
-            ownership.adopt(root, settings, tree, cell)
+        ownership.adopt(root, settings, cell)
     manager = next(iter(processes.package_managers()), 0)
     note = Parked(
         module=source.module,

@@ -74,7 +74,7 @@ def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, 
     staged: Path | None = None
     try:
         kernel.mkdir(parents=True, exist_ok=True)
-        ownership.adopt(root, settings, f"{root.inside(root.modules)}/{recipe.kernel}", recipe.cell)
+        ownership.adopt(root, settings, recipe.cell)
         staged = _staging(kernel, recipe.arch)
         for directory, files in (("module", built.files), ("log", (built.log,))):
             (staged / directory).mkdir()
@@ -140,7 +140,7 @@ def store_loaded(root: Root, settings: Settings, cell: decisions.Cell, directory
     module, version, release, arch = cell
     kernel = root.resolve(settings.dkms_tree) / module / version / release
     kernel.mkdir(parents=True, exist_ok=True)
-    ownership.adopt(root, settings, f"{root.inside(root.modules)}/{release}", cell)
+    ownership.adopt(root, settings, cell)
     staged = _staging(kernel, arch)
     try:
         for name in ("module", "log"):

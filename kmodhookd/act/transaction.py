@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +19,10 @@ from kmodhookd import store
 from kmodhookd.act import debts, journal
 from kmodhookd.act.journal import Archived, Entry, Item
 from kmodhookd.act.workspace import copy_content
+from kmodhookd.errors import Fault
 from kmodhookd.model import InstalledFile
 from kmodhookd.observe import decisions
-from kmodhookd.observe.elf import module_name
+from kmodhookd.observe.elf import module_name, read_module
 from kmodhookd.observe.initramfs import canonical
 from kmodhookd.root import Root
 
@@ -110,33 +112,60 @@ def finish(root: Root, entry: Entry) -> list[str]:
     return left
 
 
-def undo(root: Root, entry: Entry) -> None:
-    """Everything as it was. Needs no space on the disk; what cannot be undone stays in the journal for the next start."""
+def undo(root: Root, entry: Entry) -> bool:
+    """Everything as it was. Needs no space on the disk; what cannot be undone (False) stays in the journal for later."""
     try:
         for item in entry.items:
             _undo(root, item)
         for archived in entry.archives:
-            target = _place(root, archived.path)
-            for path in (target, *target.parent.glob(f"{target.name}.origin"), *target.parent.glob(f".{target.name}*")):
-                path.unlink(missing_ok=True)
-            _remove_empty(root, _archive_directories(archived.path))
+            _unarchive(root, entry, archived)
         sync(root, (item.target for item in entry.items))
         _remove_empty(root, reversed(entry.made))
     except OSError:
-        return
+        return False
     journal.close(root, entry)
+    return True
 
 
 def _undo(root: Root, item: Item) -> None:
     temporary, target, backup = (_place(root, path) for path in (item.temporary, item.target, item.backup))
+    if not target.parent.is_dir():
+        return  # nothing can have been put there
     renamed = (item.sha256 or item.link) and not os.path.lexists(temporary)
     temporary.unlink(missing_ok=True)
-    if not renamed:
+    if not renamed or _came_since(root, item):
         backup.unlink(missing_ok=True)
     elif os.path.lexists(backup):
         os.rename(backup, target)
     elif not item.replaces and _is_put(root, item, item.target):
         target.unlink()
+
+
+def _came_since(root: Root, item: Item) -> bool:
+    """Whether somebody has put a module of his own in the stead of what we had put there; a torn file is none."""
+    target = _place(root, item.target)
+    if not module_name(target.name) or not os.path.lexists(target) or _is_put(root, item, item.target):
+        return False
+    return target.is_symlink() or is_module(target)
+
+
+def _unarchive(root: Root, entry: Entry, archived: Archived) -> None:
+    """Take an original out of the archive again, if it is in its place; before that it may be the only one there is.
+
+    While nothing is staged yet nothing was archived: what is there is somebody else's, real DKMS's for one.
+    """
+    target = _place(root, archived.path)
+    origin = target.with_name(f"{target.name}.origin")
+    place = next((item.target for item in entry.items if item.backup == archived.source), archived.source)
+    for unfinished in target.parent.glob(f".{target.name}*"):
+        unfinished.unlink()
+    if entry.phase == "staging":
+        return
+    if target.is_file() and is_file(_place(root, place), checksum(target)):
+        target.unlink()
+    if not target.exists():
+        origin.unlink(missing_ok=True)
+    _remove_empty(root, _archive_directories(archived.path))
 
 
 def recover(root: Root, entry: Entry) -> str:
@@ -149,7 +178,8 @@ def recover(root: Root, entry: Entry) -> str:
             journal.save(root, entry)
         finish(root, _still_due(root, entry))
         return f"{what}: an interrupted installation was completed"
-    undo(root, entry)
+    if not undo(root, entry):
+        return f"{what}: an interrupted installation cannot be undone yet; it is tried again"
     return f"{what}: an interrupted installation was undone"
 
 
@@ -198,8 +228,10 @@ def _archive(root: Root, archived: Archived) -> None:
     source, target = _place(root, archived.source), _place(root, archived.path)
     for unfinished in target.parent.glob(f".{target.name}*"):
         unfinished.unlink()
-    if not source.is_file() or target.exists():
+    if not source.is_file() or is_file(target, checksum(source)):
         return
+    if target.exists():  # somebody else's meanwhile, and this one may be the only one there is
+        target = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
     store.write_atomic(target.with_name(f"{target.name}.origin"), f"{archived.origin}\n".encode())
     store.write_atomic(target, source.read_bytes())
 
@@ -209,10 +241,15 @@ def _remove(root: Root, entry: Entry, file: InstalledFile) -> str:
     path = _place(root, file.path)
     if not os.path.lexists(path) or any(item.target == file.path for item in entry.items):
         return ""
-    if is_ours(root, file):
+    if not is_ours(root, file):
+        return f"{file.path} is not what was installed there; it is left alone"
+    try:
         path.unlink()
-        return ""
-    return f"{file.path} is not what was installed there; it is left alone"
+    except (
+        PermissionError
+    ):  # chattr +i, say: that lasts, and what follows from the new files being in must not wait for it
+        return f"{file.path} cannot be removed: somebody has made it immutable; it is left there"
+    return ""
 
 
 def _remove_empty(root: Root, directories: Iterable[str]) -> None:
@@ -258,6 +295,15 @@ def is_file(path: Path, sha256: str) -> bool:
         return bool(sha256) and not path.is_symlink() and checksum(path) == sha256
     except OSError:
         return False
+
+
+def is_module(path: Path) -> bool:
+    """Whether a file is a module, and whole."""
+    try:
+        read_module(path)
+    except Fault:
+        return False
+    return True
 
 
 def checksum(path: Path) -> str:

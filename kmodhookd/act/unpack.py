@@ -42,6 +42,8 @@ def unpack(archive: Path, target: Path) -> None:
                     raise _bad(archive, f"{place.name} lies behind a link")  # it would lead elsewhere than it says
                 place.symlink_to(leads_to)
             _check_ends([place for place, _ in links], target, archive)
+    except tarfile.ReadError:
+        raise _bad(archive, "it is no tar archive, or a damaged one") from None
     except (tarfile.TarError, EOFError, UnicodeError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise _bad(archive, str(error) or type(error).__name__) from None
 

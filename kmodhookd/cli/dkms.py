@@ -59,13 +59,15 @@ def main(argv: Sequence[str] | None = None, root: Root | None = None) -> int:
 
 def _run(root: Root, arguments: Arguments) -> int:
     """Hand over to what does the verb; imported only now, since every start of `dkms` should be fast."""
-    from kmodhookd.cli.options import settings_for
+    from kmodhookd.cli.options import apart, settings_for
 
     for name in dict.fromkeys(arguments.options.deprecated or ()):
         print(f"Deprecated feature: {name}", file=sys.stderr)
     for word in arguments.unknown:
         warn(f"I do not know how to handle {word}.")
     settings = settings_for(root, arguments.options, arguments.module, arguments.version)
+    if arguments.options.dkms_tree or arguments.options.install_tree:
+        root = apart(root, settings)
     if arguments.options.print_version:
         print(VERSIONS[settings.front_end.status])
         return 0

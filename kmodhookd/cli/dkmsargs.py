@@ -152,6 +152,8 @@ def _check(found: Arguments) -> None:
     options = found.options
     if options.source_only and options.binaries_only:
         raise Refused(8, "both --binaries-only and --source-only were given")
+    if not all(given.partition("/")[0] for given in options.kernelver):
+        raise Refused(16, "an empty kernel was given to -k")
     archs = _given_archs(options)
     if len(archs) > 1 and len(archs) != len(options.kernelver):
         raise Refused(1, "as many architectures as kernels, or one, must be given")

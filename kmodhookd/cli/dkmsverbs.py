@@ -41,6 +41,8 @@ def run(root: Root, settings: Settings, arguments: Arguments) -> int:
     """Do the verb; DKMS's exit code."""
     call = Call(root, settings, arguments)
     try:
+        if arguments.options.dkms_tree and not root.resolve(settings.dkms_tree).is_dir():
+            raise Refused(1, f"no write access to DKMS tree at {settings.dkms_tree} [it is not there]")
         return VERBS[arguments.verb](call)
     except Refused as refused:
         complain(str(refused))
@@ -66,7 +68,10 @@ def _add(call: Call) -> int:
         try:
             code = _finish(verbs.add(module, version, again=False))
         except NotFound:
-            raise Refused(2, f"{call.settings.source_tree}/{module}-{version} is not there, or not a source") from None
+            source = f"{call.settings.source_tree}/{module}-{version}"
+            if call.root.resolve(source).is_dir():
+                raise Refused(4, f"could not locate dkms.conf file [{source}/dkms.conf is not there]") from None
+            raise Refused(2, f"{source} is not there, or not a source") from None
         except AlreadyThere:
             raise Refused(3, f"the DKMS tree already contains {module}/{version}") from None
         except Fault as fault:
@@ -122,7 +127,10 @@ def _match(call: Call) -> int:
     module = call.arguments.module
     if module and module not in {name for name, _ in dkmstree.read(call.root, call.settings).versions}:
         raise Refused(3, f"the module {module} is not located in the DKMS tree")
-    results = call.verbs.match(template, kernel, module)
+    try:
+        results = call.verbs.match(template, kernel, module)
+    except NotFound as fault:
+        raise Refused(21, str(fault)) from None
     if not any(results):
         print("There is nothing to be done for this match.")
     code = 0
@@ -244,7 +252,7 @@ def _forbid_all(call: Call) -> None:
 
 
 def _load(call: Call, *, again: bool = False) -> archives.Loaded:
-    """A source tree or an archive, added. `again`: one that is added already is as good."""
+    """A source tree or an archive, added. `again`: of one that is added already the source is taken anew."""
     from kmodhookd.act.incoming import BadConf
 
     given = call.arguments

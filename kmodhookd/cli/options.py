@@ -2,6 +2,7 @@
 """What `dkms` and the engine's verbs of `kmodhookctl` share: options that say how one call is meant."""
 
 import argparse
+import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,22 @@ def settings_for(root: Root, arguments: argparse.Namespace, module: str = "", ve
         if option(tree):
             changes[tree] = _path(option(tree))
     return loaded.model_copy(update=changes)
+
+
+def apart(root: Root, settings: "Settings") -> Root:
+    """The root, for what one call does: with a memory of its own where the call names other trees than the system's.
+
+    What is built, decided or removed in such a tree is no word on the modules that this system runs with.
+    """
+    from kmodhookd.observe import framework
+
+    usual = framework.load(root, environment=os.environ)
+    trees = [(root.resolve(one.dkms_tree), root.resolve(one.install_tree)) for one in (usual, settings)]
+    if trees[0] == trees[1]:
+        return root
+    names = "\0".join(root.inside(tree) for tree in trees[1])
+    digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+    return Root(root.prefix, state=f"{root.state}/trees/{digest[:16]}")
 
 
 def job_line(event: "WorkerEvent") -> str:

@@ -47,8 +47,8 @@ class Memory(Noun, extra="ignore"):
 
 
 def state_path(root: Root, *parts: str) -> Path:
-    """A path below `/var/lib/kmodhookd`. Parts are checked names (model.NAME_PATTERN)."""
-    return root.resolve(store.STATE).joinpath(*parts)
+    """A path below `/var/lib/kmodhookd` (`Root.state`). Parts are checked names (model.NAME_PATTERN)."""
+    return root.resolve(root.state).joinpath(*parts)
 
 
 def decisions(root: Root) -> tuple[Decision, ...]:

@@ -9,15 +9,17 @@ What comes back is data, NUL-separated, and is never evaluated.
 
 import itertools
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from kmodhookd import confine, run
 from kmodhookd.errors import Fault
 from kmodhookd.model import Conf
 from kmodhookd.root import Root
 
-TIMEOUT = 10.0  # seconds for all kernels together
+TIMEOUT = 10.0  # seconds for the kernels that are asked about in one go; who got an answer for one may go on
 MEMORY = 1 << 30  # bytes of address space
 FILE_SIZE = 16 << 20
 MAX_NOTICES = 5
@@ -107,11 +109,30 @@ class Question:
 def ask(
     root: Root, questions: Sequence[Question], names: Sequence[str] = DIRECTIVES, *, sandbox: str = confine.AUTO
 ) -> list[Conf | Fault]:
-    """What Bash makes of each question, in the same order: the values of `names`. `sandbox` is what policy says."""
+    """What Bash makes of each question, in the same order: the values of `names`. `sandbox` is what policy says.
+
+    A file that takes its time (and looks into each kernel's headers, say) has it for each kernel; one that never ends
+    has it once.
+    """
     bash = next((path for path in ("/bin/bash", "/usr/bin/bash") if root.resolve(path).is_file()), "")
     if not bash:
         fault = Fault("this file needs Bash, which is not there", hint="install bash")
         return [fault for _ in questions]
+    answers: list[Conf | Fault] = []
+    while len(answers) < len(questions):
+        rest = questions[len(answers) :]
+        found, timed_out = _ask(root, bash, rest, names, sandbox)
+        answered = [answer for answer, complete in found if complete]
+        if not timed_out or not answered:
+            return [*answers, *(answer for answer, _ in found)]
+        answers += answered
+    return answers
+
+
+def _ask(
+    root: Root, bash: str, questions: Sequence[Question], names: Sequence[str], sandbox: str
+) -> tuple[list[tuple[Conf | Fault, bool]], bool]:
+    """Ask once: each answer with whether Bash got to its end, and whether it was stopped for taking too long."""
     argv = [bash, "--norc", "--noprofile", "-c", _SCRIPT, "dkms.conf", " ".join(names)]
     for question in questions:
         settings = [f"{name}={value}" for name, value in question.variables.items()]
@@ -121,22 +142,23 @@ def ask(
         with confine.cage(root, sandbox) as cage:
             result = cage.run(argv, limits=limits, timeout=TIMEOUT, stdout_only=True)
     except Fault as fault:
-        return [fault for _ in questions]
-    return _answers(result, [question.files[0] for question in questions], names)
+        return [(fault, False) for _ in questions], False
+    return _answers(root, result, [question.files[0] for question in questions], names), result.timed_out
 
 
-def _answers(result: run.Result, files: list[str], names: Sequence[str]) -> list[Conf | Fault]:
-    """One answer per kernel; those that Bash did not get to are faults."""
+def _answers(root: Root, result: run.Result, files: list[str], names: Sequence[str]) -> list[tuple[Conf | Fault, bool]]:
+    """One answer per kernel; those that Bash did not get to are faults, and not complete."""
     if result.truncated:
-        return [Fault("it prints without end", where=file) for file in files]
+        return [(Fault("it prints without end", where=file), False) for file in files]
     records = _records(result.output)
-    answers: list[Conf | Fault] = []
+    answers: list[tuple[Conf | Fault, bool]] = []
     for file in files:
         try:
-            answers.append(_answer(records, names))
+            answers.append((_answer(root, records, names), True))
         except (StopIteration, ValueError):
             why = f"Bash did not finish within {TIMEOUT:.0f} s" if result.timed_out else "Bash ended early"
-            answers.append(Fault(f"{why} ({result.sentence()})", where=file, hint="make it plain assignments"))
+            fault = Fault(f"{why} ({result.sentence()})", where=file, hint="make it plain assignments")
+            answers.append((fault, False))
             records = iter(())
     return answers
 
@@ -154,7 +176,7 @@ def _records(output: str) -> Iterator[tuple[str, ...]]:
         yield (kind, *rest)
 
 
-def _answer(records: Iterator[tuple[str, ...]], names: Sequence[str]) -> Conf | Fault:
+def _answer(root: Root, records: Iterator[tuple[str, ...]], names: Sequence[str]) -> Conf | Fault:
     """Read one kernel's records up to its `said`."""
     values: dict[str, dict[int, str]] = {}
     fault: Fault | None = None
@@ -168,11 +190,24 @@ def _answer(records: Iterator[tuple[str, ...]], names: Sequence[str]) -> Conf | 
             case ("done",):
                 done = True
             case ("unreadable", file):
-                fault = Fault("the build user cannot read it", where=file, hint=f"chmod a+r {file}")
+                fault = Fault("the build user cannot read it", where=file, hint=_opening(root, file))
             case ("ended", file):
                 fault = Fault("it ends the shell that reads it", where=file, hint="it must not call exit")
             case ("said", text):
                 return _judged(values, fault if done or fault else Fault("it does not say anything"), text)
+
+
+def _opening(root: Root, file: str) -> str:
+    """The command that lets everybody read a file: of its directories, or itself."""
+    closed = [path for path in reversed(PurePosixPath(file).parents) if not _mode(root, str(path)) & stat.S_IXOTH]
+    return f"chmod a+x {closed[0]}" if closed else f"chmod a+r {file}"
+
+
+def _mode(root: Root, inside: str) -> int:
+    try:
+        return root.resolve(inside).stat().st_mode
+    except OSError:
+        return 0
 
 
 def _judged(values: dict[str, dict[int, str]], fault: Fault | None, said: str) -> Conf | Fault:

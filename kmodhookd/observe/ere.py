@@ -36,11 +36,14 @@ _CLASSES = {
     "cntrl": frozenset(chr(c) for c in (*range(32), 127)),
 }
 _WORD = _ALPHA | _DIGIT | {"_"}
+# What matches between two characters: the ends of the text, and of words (regex(7) of glibc).
+_ANCHORS = {"^": "begin", "\\`": "begin", "$": "end", "\\'": "end"}
+_ANCHORS |= {"\\<": "first", "\\>": "last", "\\b": "edge", "\\B": "inside"}
 _SPECIAL = frozenset("\\^$.[]|()*+?{}")
 
 
 class BadPattern(ValueError):
-    """Not a valid expression, or one with an extension that is not understood here (backreferences, `[.x.]`, `\\b`)."""
+    """Not a valid expression, or one with an extension that is not understood here (backreferences, `[.x.]`)."""
 
 
 def escape(text: str) -> str:
@@ -50,7 +53,7 @@ def escape(text: str) -> str:
 
 @dataclass
 class _Instruction:
-    """`char` tests one character and goes to `to[0]`; `split` goes to each of `to`; `begin` and `end` are anchors."""
+    """`char` tests one character and goes to `to[0]`; `split` goes to each of `to`; the others are `_ANCHORS`."""
 
     kind: str
     to: list[int] = field(default_factory=list)
@@ -77,7 +80,7 @@ class Pattern:
         for position in range(len(text) + 1):
             if position == 0 or not anchored:
                 states.add(self._start)
-            states = self._closure(states, position == 0, position == len(text))
+            states = self._closure(states, text[max(0, position - 1) : position], text[position : position + 1])
             done = any(self._program[state].kind == "match" for state in states)
             if done and (not anchored or position == len(text)):
                 return True
@@ -85,8 +88,11 @@ class Pattern:
                 states = self._step(states, text[position])
         return False
 
-    def _closure(self, states: set[int], at_begin: bool, at_end: bool) -> set[int]:
-        """Every state that can be reached without reading a character."""
+    def _closure(self, states: set[int], before: str, after: str) -> set[int]:
+        """Every state that can be reached without reading a character, between these two ("" = none is there)."""
+        left, right = before in _WORD, after in _WORD
+        passed = {"begin": not before, "end": not after, "first": right and not left, "last": left and not right}
+        passed |= {"split": True, "edge": left != right, "inside": left == right}
         reached: set[int] = set()
         pending = list(states)
         while pending:
@@ -95,8 +101,7 @@ class Pattern:
                 continue
             reached.add(state)
             instruction = self._program[state]
-            open_here = {"split": True, "begin": at_begin, "end": at_end}
-            if open_here.get(instruction.kind, False):
+            if passed.get(instruction.kind, False):
                 pending += instruction.to
         return reached
 
@@ -118,8 +123,7 @@ def compile_ere(pattern: str) -> Pattern:
     return Pattern(program, start)
 
 
-# A tree is one of ("cat", [trees]), ("alt", [trees]), ("rep", tree, least, most or None), ("char", test), ("begin",),
-# ("end",).
+# A tree is one of ("cat", [trees]), ("alt", [trees]), ("rep", tree, least, most or None), ("char", test), and an anchor.
 _Tree = tuple[str, *tuple[object, ...]]
 
 
@@ -197,7 +201,7 @@ class _Parser:
         tree = self._atom()
         repeats = 0
         while self._peek() and self._peek() in "*+?{":
-            if tree[0] in ("begin", "end"):
+            if tree[0] in _ANCHORS.values():
                 raise BadPattern("nothing to repeat")
             repeats += 1
             if repeats > MAX_DEPTH:
@@ -230,10 +234,8 @@ class _Parser:
             return ("char", self._bracket())
         if character == ".":
             return ("char", lambda _: True)
-        if character == "^":
-            return ("begin",)
-        if character == "$":
-            return ("end",)
+        if character in ("^", "$"):
+            return (_ANCHORS[character],)
         if character == "\\":
             return self._escaped()
         if character in "*+?{":
@@ -255,7 +257,9 @@ class _Parser:
         if character in ("w", "W", "s", "S"):
             members, wanted = (_WORD if character in "wW" else _SPACE), character.islower()
             return ("char", lambda c: (c in members) == wanted)
-        if not character or character in _DIGIT or character in "bB<>`'":
+        if f"\\{character}" in _ANCHORS:
+            return (_ANCHORS[f"\\{character}"],)
+        if not character or character in _DIGIT:
             raise BadPattern(f"'\\{character}' is not understood")
         return ("char", character.__eq__)
 

@@ -289,6 +289,10 @@ def _classify(
                 # At our own place it may be what a DKMS that was killed put there.
                 rival = at.inspector.artifact(found.path, hashed=found.path in targets)
                 groups["in_tree"].append(rival.model_copy(update={"link": found.link}))
+    for path in sorted(placed - {found.path for name in names for found in at.trees[kernel.release].get(name, ())}):
+        # Behind a link to a directory (`updates` on another disk), which a walk does not follow and depmod does.
+        if module_name(path) in names and at.root.resolve(path).is_file():
+            groups["installed"].append(at.inspector.artifact(path))
     return groups
 
 

@@ -20,6 +20,7 @@ _RANKS = {"tilde": -2, "pre": -1, "suffix": 1, "word": 2, "number": 3}  # the en
 _COMMIT = re.compile(
     r"(?<![0-9a-z])(?:git|g)?(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7,40}(?![0-9a-z])", re.IGNORECASE | re.ASCII
 )
+_SIGN = re.compile(r"^[vV](?=[0-9])")
 
 
 class Token(NamedTuple):
@@ -37,10 +38,11 @@ def key(version: str) -> tuple[tuple[Token, ...], str]:
     """A sort key: a total order, equal for equal strings only.
 
     Dots separate; `-`, `_` and `+` begin what comes after the release itself (1.0 < 1.0-1 < 1.0.1); a letter behind a
-    number is later than the number alone (1.0 < 1.0a) unless it says that the release is still to come.
+    number is later than the number alone (1.0 < 1.0a) unless it says that the release is still to come. The `v` in front
+    of a number only says that it is a version.
     """
     tokens = []
-    for found in _TOKEN.finditer(version):
+    for found in _TOKEN.finditer(_SIGN.sub("", version)):
         kind = str(found.lastgroup)
         if kind in _RANKS:
             tokens.append(_token(_RANKS[kind], found.group(kind)))
@@ -53,10 +55,14 @@ def compare(a: str, b: str) -> int:
 
 
 def is_newer(a: str, b: str) -> bool:
-    """Whether `a` is surely newer than `b`. Names of commits and versions without a number have no order."""
-    a, b = (_COMMIT.split(version, maxsplit=1)[0].rstrip("-._+~") for version in (a, b))
+    """Whether `a` is surely newer than `b`.
+
+    Names of commits and versions without a number have no order, nor has a number beside what begins with a word.
+    """
+    a, b = (_COMMIT.split(_SIGN.sub("", version), maxsplit=1)[0].rstrip("-._+~") for version in (a, b))
     numbered = all(re.search(r"[0-9]", version) for version in (a, b))
-    return numbered and compare(a, b) > 0
+    begin = {key(version)[0][0].rank for version in (a, b)}
+    return numbered and begin != {_RANKS["word"], _RANKS["number"]} and compare(a, b) > 0
 
 
 def _token(rank: int, text: str) -> Token:

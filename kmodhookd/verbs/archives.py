@@ -37,12 +37,11 @@ class Loaded:
 def add_tree(verbs: Verbs, directory: Path, *, again: bool = False) -> Loaded:
     """Copy a source tree into the source tree of the root and register it.
 
-    `again`: what is registered already is left as it is, and no error.
+    `again`: of what is registered already the source is replaced by this one, and that is no error.
     """
     found = incoming.in_directory(verbs.root, verbs.settings, directory)
-    if not _is_new(verbs, found, again=again):
-        return Loaded(found.module, found.version, Result())
-    incoming.copy_source(verbs.root, verbs.settings, found, force=verbs.settings.invocation.force)
+    _check_new(verbs, found, again=again)
+    incoming.copy_source(verbs.root, verbs.settings, found, force=again or verbs.settings.invocation.force)
     return Loaded(found.module, found.version, verbs.add(found.module, found.version))
 
 
@@ -51,10 +50,9 @@ def load(verbs: Verbs, archive: Path, *, again: bool = False) -> Loaded:
     root, settings = verbs.root, verbs.settings
     force = settings.invocation.force
     with incoming.unpacked(root, settings, archive) as found:
-        if not _is_new(verbs, found, again=again):
-            return Loaded(found.module, found.version, Result())
+        _check_new(verbs, found, again=again)
         if found.source is not None:
-            incoming.copy_source(root, settings, found, force=force)
+            incoming.copy_source(root, settings, found, force=again or force)
         elif not root.resolve(f"{settings.source_tree}/{found.module}-{found.version}").is_dir():
             incoming.keep_conf(root, settings, found)
         result = verbs.add(found.module, found.version)
@@ -130,12 +128,9 @@ def _without_taken_over(
     return [target for target in targets if target not in origins]
 
 
-def _is_new(verbs: Verbs, found: incoming.Incoming, *, again: bool) -> bool:
-    """Whether to take it. As DKMS: what is registered is not overwritten, unless by force."""
+def _check_new(verbs: Verbs, found: incoming.Incoming, *, again: bool) -> None:
+    """As DKMS: to add what is registered already is an error, unless by force."""
     known = dkmstree.read(verbs.root, verbs.settings).versions
-    if (found.module, found.version) not in known or verbs.settings.invocation.force:
-        return True
-    if not again:
+    if (found.module, found.version) in known and not (again or verbs.settings.invocation.force):
         where = f"{found.module}/{found.version}"
         raise AlreadyThere("it is added already", where=where, hint="--force loads it all the same")
-    return False

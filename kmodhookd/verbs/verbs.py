@@ -120,6 +120,13 @@ class Verbs:
         def pick(inventory: Inventory) -> Iterable[Placement]:
             registered = {(one.module, one.version) for one in inventory.sources if one.registered}
             modules = {module for module, _ in registered}
+            # A newer source that nobody has added stands in nobody's way.
+            inventory = inventory.model_copy(
+                update={
+                    "sources": tuple(one for one in inventory.sources if one.registered),
+                    "placements": tuple(one for one in inventory.placements if (one.module, one.version) in registered),
+                }
+            )
             # A source that is not there is no failure of this call: DKMS says so, and goes on.
             missing = {_name(one): one.problem or None for one in inventory.sources}
             for cell, placement in _judged(inventory, self.settings):
@@ -195,13 +202,12 @@ class Verbs:
         DKMS deletes it; here it stays until `kernel_postinst` has something better.
         """
         inventory = look(self.root, self.settings)
-        tree = f"{self.root.inside(self.root.modules)}/{kernel}"
         with engine_lock(self.root, self.settings, on_wait=lambda _: None):
             for one in inventory.placements:
                 if one.kernel != kernel or not one.built or one.recipe is None or not one.recipe.autoinstall:
                     continue
                 cell = one.cell
-                ownership.adopt(self.root, self.settings, tree, cell)
+                ownership.adopt(self.root, self.settings, cell)
                 record = decisions.record(self.root, cell) or Record.model_validate(
                     {"module": cell[0], "version": cell[1], "kernel": cell[2], "arch": cell[3], "fingerprint": ""}
                 )

@@ -110,7 +110,46 @@ def test_what_is_wrong_is_in_the_line(site: Site) -> None:
     assert site.status("suffix", style="3.4") == ["suffix/1.0: broken"]
     assert "Error! suffix/1.0: Missing the module source directory" in site.err
     assert site.ours("install", "suffix/1.0", "-k", site.k1) == 4
+    for verb in ("uninstall", "unbuild"):
+        assert site.ours(verb, "suffix/1.0", "-k", site.k1) == 0
     assert site.ours("remove", "suffix/1.0", "--all") == 0 and site.status("suffix") == []
+
+
+def test_another_tree_is_no_word_on_the_modules_of_this_one(site: Site) -> None:
+    """To build beside a live system, and to clear that away, takes nothing from the live one."""
+    tiny_source(site.overlay, "apart")
+    site.overlay.path("/opt/dkms").mkdir()
+    there = ("apart/1.0", "--dkmstree", "/opt/dkms")
+    assert site.ours("install", "apart/1.0", "-k", site.k1) == 0
+    assert site.ours("build", *there, "-k", site.k1) == 0
+    assert site.overlay.path(f"/opt/dkms/apart/1.0/{site.k1}/{ARCH}/module/apart.ko").exists()
+    assert site.ours("remove", *there, "--all") == 0
+    assert site.file("apart", site.k1).exists() and site.agreed("apart") == [site.line("apart", site.k1, "installed")]
+    assert not [one for one in decisions.decisions(site.root) if one.module == "apart"], "nor for kernels to come"
+    assert site.ours("install", *there, "-k", site.k2) == 0 and site.file("apart", site.k2).exists()
+    assert site.agreed("apart") == [site.line("apart", site.k1, "installed")]
+    assert site.ours("remove", *there, "--all") == 0
+    assert not site.file("apart", site.k2).exists() and site.file("apart", site.k1).exists()
+
+
+def test_a_directory_that_is_named_again_is_taken_as_it_is_now(site: Site) -> None:
+    """The loop of who writes a module: edit, `dkms install .`"""
+    source = tiny_source(site.overlay, "again")
+    named = site.overlay.path("/opt/again")
+    shutil.move(source, named)
+    assert site.ours("install", str(named), "-k", site.k1) == 0
+    before = site.file("again", site.k1).read_bytes()
+    assert site.ours("install", str(named), "-k", site.k1) == 0 and "already installed" in site.out
+    with (named / "again.c").open("a") as code:
+        code.write('MODULE_INFO(edited, "yes");\n')
+    assert site.ours("install", str(named), "-k", site.k1) == 0
+    assert site.file("again", site.k1).read_bytes() != before
+    assert "MODULE_INFO" in site.overlay.path("/usr/src/again-1.0/again.c").read_text()
+    assert site.ours("add", str(named)) == 3, "to add it again is an error, as in DKMS"
+    assert site.ours("add", str(named), "--force") == 0
+    conf = named / "dkms.conf"
+    conf.write_text(conf.read_text().replace("again", "../again", 1))
+    assert site.ours("add", str(named)) == 10, "it would be registered outside of the tree"
 
 
 # --- what can go wrong ------------------------------------------------------------------------------------------------
@@ -141,6 +180,16 @@ def test_exit_codes(site: Site) -> None:
     assert code("build", "c-none/1.0", "-k", site.k1) == site.real("build", "c-none/1.0", "-k", site.k1).returncode == 2
     assert code("build", "c-depends/1.0", "-k", "6.0-none") == 21
     assert code("build", "c-depends/1.0") == 1 and "-k" in site.err, "the running kernel is not this root's"
+    assert code("build", "c-depends/1.0", "-k", "") == 16 and "empty" in site.err
+    assert code("match", "--templatekernel", site.k1, "-k", "6.0-none") == 21
+    site.overlay.path("/usr/src/c-empty-1").mkdir()
+    assert code("add", "c-empty/1") == site.real("add", "c-empty/1").returncode == 4 and "dkms.conf" in site.err
+    nowhere = ("c-depends/1.0", "-k", site.k2, "--dkmstree", "/nowhere")
+    assert code("build", *nowhere) == site.real("build", *nowhere).returncode == 1
+    assert not site.overlay.path("/nowhere").exists()
+    junk = site.overlay.path("/root/junk.tar.gz")
+    junk.write_text("junk")
+    assert code("ldtarball", str(junk)) == 3 and "no tar archive" in site.err and site.err.count("\n") == 1
 
 
 def test_scripts_that_fail(site: Site) -> None:
@@ -219,6 +268,20 @@ def test_autoinstall_and_the_verbs_of_kernels(fresh: Site) -> None:
     site.ours("autoinstall")
     assert not site.file("zz-first", site.k1).exists() and site.file("aa-last", site.k2).exists()
     assert not site.file("aa-last", site.alone).exists()
+
+
+def test_a_newer_source_that_nobody_added_is_in_nobodys_way(fresh: Site) -> None:
+    """Somebody unpacked it to have a look; the next kernel gets the version that was added."""
+    tiny_source(fresh.overlay, "upgrade")
+    newer = fresh.overlay.path("/usr/src/upgrade-2.0")
+    shutil.copytree(fresh.overlay.path("/usr/src/upgrade-1.0"), newer)
+    conf = newer / "dkms.conf"
+    conf.write_text(conf.read_text().replace("1.0", "2.0"))
+    assert fresh.ours("add", "upgrade/1.0") == 0
+    assert fresh.ours("autoinstall", "-k", fresh.k1) == 0
+    assert fresh.ours("kernel_postinst", "-k", fresh.k2) == 0
+    for kernel in (fresh.k1, fresh.k2):
+        assert fresh.line("upgrade", kernel, "installed") in fresh.agreed("upgrade")
 
 
 def test_headers_alone_are_served_by_an_explicit_verb_and_left_alone_by_the_daemon(fresh: Site) -> None:

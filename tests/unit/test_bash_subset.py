@@ -209,3 +209,15 @@ def test_expressions_match_as_in_bash() -> None:
         usable += 1
         assert answer == str(int(not ours)), (pattern, text)
     assert usable > 1000
+
+
+def test_words_have_ends_as_in_glibc() -> None:
+    for pattern, text, found in [
+        (r"\<(amd64|arm64)\>", "6.1.0-56-amd64", True),
+        (r"\<(amd64|arm64)\>", "6.1.0-56-xamd64", False),
+        (r"\bcloud\b", "6.1-cloud-amd64", True),
+        (r"\Bmd64", "amd64", True),
+        (r"\Bamd64", "-amd64", False),
+        (r"\`6\.1.*64\'", "6.1.0-56-amd64", True),
+    ]:
+        assert ere.compile_ere(pattern).search(text) == found, pattern

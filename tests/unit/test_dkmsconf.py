@@ -16,7 +16,7 @@ from trees import place
 from kmodhookd import confine
 from kmodhookd.errors import Fault
 from kmodhookd.model import Conf, Source
-from kmodhookd.observe import dkmsbash, dkmsconf
+from kmodhookd.observe import conffile, dkmsbash, dkmsconf
 from kmodhookd.root import Root
 from kmodhookd.run import Result
 from kmodhookd.settings import Settings
@@ -343,4 +343,22 @@ def test_a_conf_that_the_build_user_cannot_read(place: Path) -> None:
     (place / "dkms.conf").chmod(0o600)
     source = Source(module="m", version="1.0", path=str(place))
     (answer,) = dkmsconf.read_conf(Root("/"), Settings(), source, [K1]).values()
-    assert "the build user cannot read it" in str(answer)
+    assert "the build user cannot read it" in str(answer) and f"chmod a+r {place}/dkms.conf" in str(answer)
+    place.chmod(0o700)
+    (answer,) = dkmsconf.read_conf(Root("/"), Settings(), source, [K1]).values()
+    assert f"chmod a+x {place}]" in str(answer)
+
+
+def test_a_slow_conf_has_its_time_for_each_kernel(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dkmsbash, "TIMEOUT", 5.0)
+    answers = bash(place, HEAD + "sleep 2.8\n", K1, K2)
+    assert [values(answer) for answer in answers] == [{}, {}]
+
+
+def test_an_override_that_is_switched_off_by_a_link_to_null_says_nothing(tmp_path: Path) -> None:
+    root = Root("/")
+    (tmp_path / "m.conf").symlink_to("/dev/null")
+    assert conffile.read_text(root, f"{tmp_path}/m.conf") == ""
+    (tmp_path / "zero.conf").symlink_to("/dev/zero")
+    with pytest.raises(Fault, match="not a regular file"):
+        conffile.read_text(root, f"{tmp_path}/zero.conf")

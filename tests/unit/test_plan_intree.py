@@ -84,6 +84,8 @@ def test_commits_and_words_have_no_order() -> None:
         assert not is_newer(a, b) and not is_newer(b, a), (a, b)
     assert is_newer("20240102", "20240101"), "a date is no commit"
     assert is_newer("1.1-g1234567a", "1.0.5")
+    assert is_newer("v2.0", "1.1") and not is_newer("1.1", "v2.0") and not is_newer("v1.1", "1.1")
+    assert not is_newer("2.0", "release-1.1") and not is_newer("release-1.1", "2.0")
 
 
 def test_any_of_several_may_win_and_the_file_that_we_built_is_no_rival() -> None:
