@@ -42,7 +42,7 @@ from kmodhookd.observe import kernels as kernel_trees
 from kmodhookd.observe.compilers import Compilers
 from kmodhookd.observe.headers import kernel_config
 from kmodhookd.observe.inspector import Inspector
-from kmodhookd.observe.modtree import Found, Survey, module_name, walk
+from kmodhookd.observe.modtree import Found, Survey, is_there, module_name, walk
 from kmodhookd.observe.owners import Owners
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -291,7 +291,7 @@ def _classify(
                 groups["in_tree"].append(rival.model_copy(update={"link": found.link}))
     for path in sorted(placed - {found.path for name in names for found in at.trees[kernel.release].get(name, ())}):
         # Behind a link to a directory (`updates` on another disk), which a walk does not follow and depmod does.
-        if module_name(path) in names and at.root.resolve(path).is_file():
+        if module_name(path) in names and is_there(at.root, path):
             groups["installed"].append(at.inspector.artifact(path))
     return groups
 

@@ -47,6 +47,14 @@ def top(root: Root, settings: Settings) -> Path:
     return root.modules if default else root.resolve(settings.install_tree)
 
 
+def is_there(root: Root, inside: str) -> bool:
+    """Whether a path leads to a file; links that go round in circles lead to none."""
+    try:
+        return root.resolve(inside).is_file()
+    except OSError:
+        return False
+
+
 def walk(root: Root, tree: str) -> Mapping[str, list[Found]]:
     """The module files below a kernel's tree, by name. Names that are not UTF-8 are none that we or DKMS made."""
     return survey(root, tree).modules

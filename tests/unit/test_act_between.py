@@ -3,6 +3,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -190,6 +191,17 @@ def test_what_lies_behind_a_link_to_a_directory_is_seen(system: System) -> None:
     assert cells.is_installed(placement)
     take_out(root)
     assert not list((root.prefix / "srv/up").rglob("*.ko"))
+
+
+def test_a_directory_that_is_a_circle_of_links_stops_no_look(system: System) -> None:
+    source = {"/usr/src/foo-1.0/dkms.conf": "PACKAGE_NAME=foo\nPACKAGE_VERSION=1.0\nBUILT_MODULE_NAME=foo\n"}
+    root = system(None, **source, **{"/var/lib/dkms/foo/1.0/source": trees.Link("/usr/src/foo-1.0")})
+    built(root)
+    put_in(root, recipe("1.0", "foo"))
+    shutil.rmtree(root.prefix / f"{TREE}/updates".strip("/"))
+    (root.prefix / f"{TREE}/updates".strip("/")).symlink_to("updates")
+    (placement,) = look(root, SETTINGS).placements
+    assert placement.installed == () and "missing" in cells.damage(placement)
 
 
 def test_one_that_is_equal_to_another_source_s_is_still_that_one_s(system: System) -> None:
