@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bed.overlay import Overlay
-from bed.shell import words
 from bed.wanted import write_source
 
 VERSION = "1.0"
@@ -306,10 +305,3 @@ case $arch in x86_64|amd64) MAKE+=-x86 ;; *) MAKE+=-other ;; esac
     ),
     Odd("odd_suffix", 'BUILT_MODULE_NAME[0]="odd_suffix.ko"\n', builds=False),
 )
-
-# Left to a long run.
-_RARE = words("""odd_match_first odd_environment odd_default odd_late_script odd_not_executable odd_excluded_arch odd_included
-odd_deprecated odd_hidden odd_elsewhere odd_stale odd_no_location odd_suffix odd_here odd_late odd_plain odd_unquoted
-odd_strip odd_unpatched odd_places_one odd_excluded odd_bad_location odd_makefile odd_compiler odd_pre_fails""")
-USUAL = tuple(odd for odd in ODD if odd.name not in _RARE)
-RARE = tuple(odd for odd in ODD if odd.name in _RARE)

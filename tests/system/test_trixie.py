@@ -38,6 +38,7 @@ def test_a_kernel_comes_with_its_headers_and_goes(trixie: Machine) -> None:
     assert kernels(trixie) == []
 
 
+@pytest.mark.full
 def test_without_headers_the_package_is_named(trixie: Machine) -> None:
     said = wanted.apt(trixie, "install", "--no-install-recommends", "linux-image-cloud-amd64")
     (release,) = kernels(trixie)
