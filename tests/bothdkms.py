@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A root in which our `dkms` and real DKMS (3.0.10) are called in turn."""
+"""A root in which our `dkms` and real DKMS (3.0.10) are called in turn, and beside them Debian 13's."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import pytest
 from bed import roots
 from bed.kernels import Kernels
 from bed.overlay import Overlay
+from dkmsoracle import LATER_DKMS, put_later_dkms
 
 from kmodhookd.cli import dkms
 from kmodhookd.root import Root
@@ -39,6 +40,12 @@ class Site:
     def real(self, *words: str) -> "subprocess.CompletedProcess[str]":
         return self.overlay.run(["dkms", *words], check=False)
 
+    def later(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Debian 13's DKMS: 3.2, whose `status` is 3.4's."""
+        if not self.overlay.path(LATER_DKMS).exists():
+            put_later_dkms(self.overlay)
+        return self.overlay.run([LATER_DKMS, *words], check=False)
+
     def status(self, *words: str, style: str = "3.0") -> list[str]:
         """Our lines, in the words of the real one beside us by default."""
         config = self.overlay.path("/etc/kmodhookd/config.toml")
@@ -47,10 +54,13 @@ class Site:
         assert self.ours("status", *words) == 0
         return self.out.splitlines()
 
-    def agreed(self, module: str) -> list[str]:
-        """The lines of a module, the same from both."""
-        ours, real = self.status("-m", module), self.real("status", "-m", module).stdout.splitlines()
-        assert ours == real
+    def agreed(self, module: str, *words: str) -> list[str]:
+        """The lines of a module, in 3.0's words the same as from 3.0, in 3.4's as from 3.2; those in 3.0's."""
+        ours, real = self.status("-m", module, *words), self.real("status", "-m", module, *words)
+        assert ours == real.stdout.splitlines()
+        newer, later = self.status("-m", module, *words, style="3.4"), self.later("status", "-m", module, *words)
+        assert newer == later.stdout.splitlines()
+        assert self.err == later.stderr, "what is said of broken ones"
         return ours
 
     def file(self, module: str, kernel: str) -> Path:

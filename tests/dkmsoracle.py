@@ -3,9 +3,11 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from bed.kernels import unpacked
 from bed.overlay import Overlay
 
 from kmodhookd.errors import Fault
@@ -19,6 +21,8 @@ from kmodhookd.settings import Settings
 
 SETTINGS = Settings(install_tree="/lib/modules")
 SCRIPTS = ("PRE_BUILD", "POST_BUILD", "PRE_INSTALL", "POST_INSTALL", "POST_ADD", "POST_REMOVE")
+DKMS = "/usr/sbin/dkms"  # the root's own: Debian 12's, 3.0.10
+LATER_DKMS = "/usr/local/sbin/dkms-of-debian-13"  # 3.2: its `status` and most of its conf are 3.4's
 NOT_READ = "the conf is not accepted"  # the whole answer for a kernel, where that is so
 
 Kernel = tuple[str, str]  # release, architecture
@@ -27,7 +31,8 @@ Answer = dict[str, object]
 
 # What read_conf leaves behind, element by element. The functions are DKMS's own; its main program is cut off.
 _READER = r"""
-. <(sed '/^#### Program Starts Here/,$d' /usr/sbin/dkms)
+. <(sed '/^#### Program Starts Here/,$d' "$1")
+shift
 current_os=Linux dkms_tree=/var/lib/dkms source_tree=/usr/src install_tree=/lib/modules tmp_location=/tmp
 running_distribution=debian die_is_fatal=yes
 module=$1 module_version=$2 directory=$3
@@ -50,6 +55,11 @@ done
 """
 
 
+def put_later_dkms(root: Overlay) -> None:
+    """Debian 13's DKMS, beside the root's own. It is one script; its framework.conf has comments only."""
+    shutil.copy2(unpacked("dkms", base="trixie") / "usr/sbin/dkms", root.path(LATER_DKMS))
+
+
 def source_of(root: Root, directory: str) -> Source:
     """The source in /usr/src/DIRECTORY, named as its conf says."""
     path = f"/usr/src/{directory}"
@@ -57,9 +67,9 @@ def source_of(root: Root, directory: str) -> Source:
     return Source(module=module, version=version, path=path)
 
 
-def real(root: Overlay, source: Source, kernels: Sequence[Kernel]) -> dict[Kernel, Answer]:
-    """What DKMS says for each kernel. One process answers for all."""
-    argv = ["bash", "-c", _READER, "reader", source.module, source.version, source.path]
+def real(root: Overlay, source: Source, kernels: Sequence[Kernel], dkms: str = DKMS) -> dict[Kernel, Answer]:
+    """What DKMS, the script at a path inside, says for each kernel. One process answers for all."""
+    argv = ["bash", "-c", _READER, "reader", dkms, source.module, source.version, source.path]
     argv += [word for kernel in kernels for word in kernel]
     fields = iter(root.run(shlex.join(argv)).stdout.split("\0"))
     return {kernel: _told(_said(fields)) for kernel in kernels}
@@ -108,7 +118,7 @@ def _told(said: Said) -> Answer:
                 said["DEST_MODULE_LOCATION"][i].rstrip("/"),
                 said["strip"].get(i) != "no",
             )
-            for i in sorted(said["built_module_name"])
+            for i in sorted(said.get("built_module_name", {}))
         ],
         "make": scalar("make_command"),
         "patches": [said["patch_array"][i] for i in sorted(said.get("patch_array", {}))],

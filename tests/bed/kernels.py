@@ -156,22 +156,22 @@ def kernels() -> Kernels:
         return find_kernels(root)
 
 
-def download(*packages: str) -> dict[str, Path]:
+def download(*packages: str, base: str = "base") -> dict[str, Path]:
     """The .deb files of packages, in the store, downloaded where they are missing: name → file.
 
-    Raises BedError naming those that the archive does not have or does not give.
+    `base` is the root whose release they are of. Raises BedError naming those that its archive does not have or give.
     """
-    found = obtain(*packages)
+    found = obtain(*packages, base=base)
     if missing := [name for name in packages if name not in found]:
         raise BedError(f"not to be had from the archive: {', '.join(missing)}")
     return found
 
 
-def obtain(*packages: str) -> dict[str, Path]:
+def obtain(*packages: str, base: str = "base") -> dict[str, Path]:
     """As `download`, without those that cannot be had."""
     from bed.roots import overlay
 
-    with locked("download"), overlay("base", label="download") as root:
+    with locked("download"), overlay(base, label="download") as root:
         names = _file_names(root, packages)
         missing = [name for name, file in names.items() if not (apt.archives() / file).exists()]
         fetch = 'cd /var/cache/apt/archives && apt-get download "$@"'
@@ -186,9 +186,9 @@ def obtain(*packages: str) -> dict[str, Path]:
         return {name: file for name, file in files.items() if file.exists()}
 
 
-def unpacked(package: str) -> Path:
+def unpacked(package: str, base: str = "base") -> Path:
     """A package of the archive, unpacked in the cache (maintainer scripts not run). Copy from it, never write."""
-    return apt.unpack(download(package)[package], package)
+    return apt.unpack(download(package, base=base)[package], package)
 
 
 def _file_names(root: Chroot, packages: Sequence[str]) -> dict[str, str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The recipes of all of Debian's own -dkms packages, and of odd confs, beside what real DKMS reads out of them."""
+"""The recipes of all of Debian's own -dkms packages, and of odd confs, beside what real DKMS (3.0.10, 3.2) makes of them."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,7 +9,19 @@ from bed import roots
 from bed.kernels import Kernels
 from bed.overlay import Overlay
 from bed.sources import TWELVE, offered, unpack
-from dkmsoracle import NOT_READ, SETTINGS, Answer, Differences, Kernel, ours, real, source_of
+from dkmsoracle import (
+    DKMS,
+    LATER_DKMS,
+    NOT_READ,
+    SETTINGS,
+    Answer,
+    Differences,
+    Kernel,
+    ours,
+    put_later_dkms,
+    real,
+    source_of,
+)
 from oddconfs import CONFS
 from oddsources import VERSION, Odd
 
@@ -22,26 +34,34 @@ ENOUGH = 25  # packages; fewer means that the archive, or its listing, is not wh
 # Kept out of the static reader by what they do: grep, source the kernel's .config, change directories.
 NEED_BASH = {"ddcci-dkms", "digimend-dkms", "iptables-netflow-dkms", "v4l2loopback-dkms"}
 
-# Where our recipe is not that of DKMS 3.0.10, and is not to be: what differs → in which conf → why.
-LATER = "as DKMS does since "
-MEANT = {
+# Where our recipe is not that of one of the two, and is not to be: of which → what differs → in which conf → why.
+ANYWHERE = {
     NOT_READ: {
-        "no_module": LATER + "3.1: no module at all is a warning",
         "bad_expression": "an expression that is none is an error, not one that never matches",
-        "same_names": LATER + "3.2: two modules of one name are an error",
+        "same_names": "two modules of one name are an error when they are read, not only for some verbs (3.2)",
         "outside": "a place outside the source is an error when it is read, not when it is built",
     },
-    "make": {
-        "crlf": LATER + "3.1.5: a carriage return at the end of a value is none of it",
-        "sparse": "arrays may have holes: DKMS looks at as many indices as there are elements",
-    },
+    "make": {"sparse": "arrays may have holes: DKMS looks at as many indices as there are elements"},
     "patches": {"sparse": "arrays may have holes: DKMS looks at as many indices as there are elements"},
     "depends": {"repeated": "a dependency is one, however often it is named"},
-    "autoinstall": {"autoinstall_no": LATER + "3.1: no is a no (3.0.10 takes every word for yes)"},
-    "excluded": {
-        "minimum": LATER + "3.1: BUILD_EXCLUSIVE_KERNEL_MIN",
-        "maximum": LATER + "3.1: BUILD_EXCLUSIVE_KERNEL_MAX",
-        "obsolete": LATER + "3.4: OBSOLETE_BY keeps from building, not only from installing",
+}
+LATER = "as DKMS does since "
+MEANT = {
+    DKMS: {
+        NOT_READ: {"no_module": LATER + "3.1: no module at all is a warning"},
+        "make": {"crlf": LATER + "3.1.5: a carriage return at the end of a value is none of it"},
+        "autoinstall": {"autoinstall_no": LATER + "3.1: no is a no (3.0.10 takes every word for yes)"},
+        "excluded": {
+            "minimum": LATER + "3.1: BUILD_EXCLUSIVE_KERNEL_MIN",
+            "maximum": LATER + "3.1: BUILD_EXCLUSIVE_KERNEL_MAX",
+            "obsolete": LATER + "3.2: OBSOLETE_BY keeps from building, not only from installing",
+        },
+    },
+    LATER_DKMS: {
+        NOT_READ: {
+            f"autoinstall_{number}": "a word that 3.0 took for yes goes on being one, with a notice"
+            for number in (1, 5, 6)
+        },
     },
 }
 
@@ -54,6 +74,7 @@ def root(kernels: Kernels) -> Iterator[Overlay]:
             shutil.copytree(directory, engine.path(f"/usr/src/{name}"), symlinks=True)
         for odd in CONFS:
             odd.put(engine, kernels.k2.release)
+        put_later_dkms(engine)
         yield engine
 
 
@@ -65,8 +86,12 @@ def six(kernels: Kernels) -> list[Kernel]:
     return [*there, *made_up]
 
 
-def test_recipes_of_all_packages_are_equal(root: Overlay, six: list[Kernel]) -> None:
-    """Thirty packages in main; where the archive does not give one, the others are compared and it is told."""
+@pytest.mark.parametrize("dkms", (DKMS, pytest.param(LATER_DKMS, marks=pytest.mark.full)))
+def test_recipes_of_all_packages_are_equal(dkms: str, root: Overlay, six: list[Kernel]) -> None:
+    """Thirty packages in main; where the archive does not give one, the others are compared and it is told.
+
+    No exceptions: none of them says what the two read differently.
+    """
     packages = offered()
     assert len(packages.directories) >= ENOUGH, f"{list(packages.directories)}, not to be had: {packages.missing}"
     if packages.missing:
@@ -75,7 +100,7 @@ def test_recipes_of_all_packages_are_equal(root: Overlay, six: list[Kernel]) -> 
     recipes: list[Answer] = []
     for directory in packages.directories:
         source = source_of(Root(root.root), directory)
-        theirs, (mine, _) = real(root, source, six), ours(Root(root.root), source, six)
+        theirs, (mine, _) = real(root, source, six, dkms), ours(Root(root.root), source, six)
         for kernel in six:
             differences.compare(directory, kernel, theirs[kernel], mine[kernel])
             recipes.append(mine[kernel])
@@ -91,13 +116,15 @@ def test_recipes_of_all_packages_are_equal(root: Overlay, six: list[Kernel]) -> 
 @pytest.mark.parametrize("odd", CONFS, ids=lambda odd: odd.name)
 def test_odd_confs_are_read_alike(odd: Odd, root: Overlay, six: list[Kernel]) -> None:
     source = source_of(Root(root.root), f"{odd.name}-{VERSION}")
-    theirs, (mine, _) = real(root, source, six), ours(Root(root.root), source, six)
-    meant = {what: confs[odd.name] for what, confs in MEANT.items() if odd.name in confs}
-    differences = Differences(frozenset(meant))
-    for kernel in six:
-        differences.compare(odd.name, kernel, theirs[kernel], mine[kernel])
-    assert not differences.found, "\n".join(differences.found)
-    assert differences.seen == set(meant), "an exception that nothing needs any more"
+    mine, _ = ours(Root(root.root), source, six)
+    for dkms, of_one in MEANT.items():
+        theirs = real(root, source, six, dkms)
+        meant = {what for table in (ANYWHERE, of_one) for what, confs in table.items() if odd.name in confs}
+        differences = Differences(frozenset(meant))
+        for kernel in six:
+            differences.compare(odd.name, kernel, theirs[kernel], mine[kernel])
+        assert not differences.found, "\n".join([dkms, *differences.found])
+        assert differences.seen == meant, f"an exception that nothing needs any more: {dkms}"
 
 
 def test_bash_is_asked_where_it_must_be(root: Overlay, six: list[Kernel]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Our `dkms` in a root with real DKMS (3.0.10): after each verb the real one must read the tree as we do."""
+"""Our `dkms` in a root with real ones (3.0.10, and Debian 13's): after each verb they must read the tree as we do."""
 
 import shutil
 
@@ -44,18 +44,21 @@ def test_a_life(site: Site) -> None:
     assert site.overlay.path("/usr/src/life-1.0/dkms.conf").exists()
 
 
-def test_either_continues_what_the_other_began(site: Site) -> None:
-    for module in ("mine", "theirs"):
+@pytest.mark.parametrize("which", ("real", "later"))
+def test_either_continues_what_the_other_began(which: str, site: Site) -> None:
+    other = getattr(site, which)
+    mine, theirs = f"mine-{which}", f"theirs-{which}"
+    for module in (mine, theirs):
         tiny_source(site.overlay, module)
-    assert site.ours("build", "mine/1.0", "-k", site.k1) == 0
-    assert site.real("install", "mine/1.0", "-k", site.k1).returncode == 0
-    assert site.real("build", "theirs/1.0", "-k", site.k1).returncode == 0
-    assert site.ours("install", "theirs/1.0", "-k", site.k1) == 0 and "building" not in site.out
-    for module in ("mine", "theirs"):
+    assert site.ours("build", f"{mine}/1.0", "-k", site.k1) == 0
+    assert other("install", f"{mine}/1.0", "-k", site.k1).returncode == 0
+    assert other("build", f"{theirs}/1.0", "-k", site.k1).returncode == 0
+    assert site.ours("install", f"{theirs}/1.0", "-k", site.k1) == 0 and "building" not in site.out
+    for module in (mine, theirs):
         assert site.agreed(module) == [site.line(module, site.k1, "installed")]
-    assert site.real("remove", "theirs/1.0", "--all").returncode == 0
-    assert site.ours("remove", "mine/1.0", "--all") == 0
-    for module in ("mine", "theirs"):
+    assert other("remove", f"{theirs}/1.0", "--all").returncode == 0
+    assert site.ours("remove", f"{mine}/1.0", "--all") == 0
+    for module in (mine, theirs):
         assert site.agreed(module) == [] and not site.file(module, site.k1).exists()
 
 
@@ -87,6 +90,7 @@ def test_patterns_and_filters_of_status(site: Site) -> None:
     )
     for words in queries:
         assert site.status(*words) == site.real("status", *words).stdout.splitlines(), words
+        assert site.status(*words, style="3.4") == site.later("status", *words).stdout.splitlines(), words
     assert len(site.status("pat-*")) == 5
 
 
@@ -100,7 +104,7 @@ def test_what_is_wrong_is_in_the_line(site: Site) -> None:
     site.file("suffix", site.k1).write_bytes(b"altered")
     lines = site.agreed("suffix")
     assert "(WARNING! Diff between built and installed module!)" in lines[0]
-    (line,) = site.status("suffix", style="3.4")
+    (line,) = site.status("suffix", style="3.4")  # `agreed` has compared it
     assert line.endswith(" (Differences between built and installed modules)")
     stored = site.root.resolve(f"/var/lib/dkms/suffix/1.0/{site.k1}/{ARCH}/module/suffix.ko")
     stored.unlink()
@@ -109,10 +113,29 @@ def test_what_is_wrong_is_in_the_line(site: Site) -> None:
     site.overlay.path("/usr/src/suffix-1.0").rename(site.overlay.path("/usr/src/elsewhere"))
     assert site.status("suffix", style="3.4") == ["suffix/1.0: broken"]
     assert "Error! suffix/1.0: Missing the module source directory" in site.err
+    later = site.later("status", "suffix")
+    assert (later.stdout, later.stderr) == (site.out, site.err)
     assert site.ours("install", "suffix/1.0", "-k", site.k1) == 4
     for verb in ("uninstall", "unbuild"):
         assert site.ours(verb, "suffix/1.0", "-k", site.k1) == 0
     assert site.ours("remove", "suffix/1.0", "--all") == 0 and site.status("suffix") == []
+
+
+def test_an_original_that_the_other_moved_away_is_told_and_comes_back(site: Site) -> None:
+    tiny_source(site.overlay, "moved")
+    tiny_source(site.overlay, "origin")
+    assert site.ours("build", "origin/1.0", "-k", site.k1) == 0
+    original = site.root.resolve(f"/usr/lib/modules/{site.k1}/kernel/drivers/net/moved.ko")
+    shutil.copy(site.root.resolve(f"/var/lib/dkms/origin/1.0/{site.k1}/{ARCH}/module/origin.ko"), original)
+    content = original.read_bytes()
+    assert site.later("install", "moved/1.0", "-k", site.k1, "--force").returncode == 0
+    assert not original.exists(), "what is tested here is that it comes back"
+    site.file("moved", site.k1).write_bytes(b"altered")
+    (line,) = site.agreed("moved")
+    assert line.endswith("(original_module exists) (WARNING! Diff between built and installed module!)")
+    assert site.ours("install", "moved/1.0", "-k", site.k1, "--force") == 0
+    assert site.ours("uninstall", "moved/1.0", "-k", site.k1) == 0
+    assert original.read_bytes() == content and site.agreed("moved") == [site.line("moved", site.k1, "built")]
 
 
 def test_another_tree_is_no_word_on_the_modules_of_this_one(site: Site) -> None:
@@ -175,7 +198,8 @@ def test_exit_codes(site: Site) -> None:
     expected = {"c-source": 10, "c-product": 7, "c-conf": 8, "c-patch": 6, "c-excluded": 77, "c-depends": 13}
     assert {module: install(module) for module in expected} == expected
     del expected["c-depends"]  # DKMS looks at BUILD_DEPENDS from 3.1 on
-    assert {module: site.real("install", f"{module}/1.0", "-k", site.k1).returncode for module in expected} == expected
+    for dkms in (site.real, site.later):
+        assert {module: dkms("install", f"{module}/1.0", "-k", site.k1).returncode for module in expected} == expected
     assert install("c-depends", "--force") == 0
     assert code("build", "c-none/1.0", "-k", site.k1) == site.real("build", "c-none/1.0", "-k", site.k1).returncode == 2
     assert code("build", "c-depends/1.0", "-k", "6.0-none") == 21
