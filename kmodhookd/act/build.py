@@ -152,6 +152,7 @@ def _build(
 def _steps(work: _Build, sign: Sign | None) -> tuple[tuple[Path, ...], tuple[tuple[str, Path], ...]]:
     """The modules, and what POST_BUILD put beside them."""
     recipe = work.recipe
+    _any_source(work)
     _patch(work)
     _script(work, "pre_build", recipe.pre_build)
     _make(work)
@@ -168,6 +169,13 @@ def _steps(work: _Build, sign: Sign | None) -> tuple[tuple[Path, ...], tuple[tup
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
+
+
+def _any_source(work: _Build) -> None:
+    """As DKMS: what is but a dkms.conf came out of an archive of binaries, and make would speak of rules."""
+    if sum(not entry.name.startswith(".") for entry in work.workspace.build.iterdir()) < 2:
+        sentence = "there is nothing to build: only dkms.conf is in the source, as if binaries alone had been loaded"
+        raise failed(work.recipe, FailureClass.SOURCE, sentence, remedy="load the source too (dkms ldtarball --force)")
 
 
 def _patch(work: _Build) -> None:

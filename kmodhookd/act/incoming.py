@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmodhookd import store
-from kmodhookd.act import workspace
+from kmodhookd.act import registry, workspace
 from kmodhookd.act.stored import store_loaded
 from kmodhookd.errors import Fault, InvalidArgument
 from kmodhookd.model import NAME_PATTERN, Conf, Source
@@ -90,6 +90,7 @@ def copy_source(root: Root, settings: Settings, incoming: Incoming, *, force: bo
             workspace.copy_source(incoming.source, staged)
             staged.chmod(0o755)
             _put(staged, target)
+        registry.source_came(root, settings, incoming.module, incoming.version, inside)
     except OSError as error:
         raise Fault(f"the source could not be copied: {error.strerror or error}", where=inside) from None
     finally:

@@ -36,11 +36,29 @@ def add(root: Root, settings: Settings, source: Source) -> None:
         return
     if link.is_dir() and not link.is_symlink():
         return  # a binaries-only version brings its source along
+    _link(directory, source.path)
+
+
+def source_came(root: Root, settings: Settings, module: str, version: str, path: str) -> None:
+    """A version of which only binaries were loaded has its source now, at a path inside: its link leads there."""
+    directory = version_path(root, settings, module, version)
+    conf_only = directory / "source"
+    if conf_only.is_symlink() or not conf_only.is_dir() or os.listdir(conf_only) != ["dkms.conf"]:
+        return
+    aside = directory / ".source.old"
+    shutil.rmtree(aside, ignore_errors=True)
+    conf_only.rename(aside)
+    _link(directory, path)
+    shutil.rmtree(aside)
+
+
+def _link(directory: Path, path: str) -> None:
+    """The `source` link of a version."""
     temporary = directory / ".source.new"
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
-    temporary.symlink_to(source.path)
-    temporary.rename(link)
+    temporary.symlink_to(path)
+    temporary.rename(directory / "source")
     store.sync_directory(directory)
 
 

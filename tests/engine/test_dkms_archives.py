@@ -52,15 +52,22 @@ def test_tarballs_of_real_dkms_load_in_ours(site: Site) -> None:
     with tarfile.open(site.overlay.path(whole)) as one, tarfile.open(ours) as other:
         listed = {name for name in other.getnames() if site.k2 not in name}
         assert listed == set(one.getnames()), "the same layout"
-    for archive, state in ((whole, "built"), (binaries, "built")):
-        forget(site, "sent")
-        assert site.ours("ldtarball", str(site.overlay.path(archive))) == 0
-        assert site.agreed("sent") == [site.line("sent", site.k1, state)]
+    forget(site, "sent")
+    assert site.ours("ldtarball", str(site.overlay.path(whole))) == 0
+    assert site.agreed("sent") == [site.line("sent", site.k1, "built")]
+    forget(site, "sent")
+    assert site.ours("ldtarball", str(site.overlay.path(binaries))) == 0
+    real_status = site.real("status", "sent").stdout.splitlines()
+    assert site.status("sent") == real_status == [site.line("sent", site.k1, "built")]
+    assert site.status("sent", style="3.4") == real_status and not site.later("status", "sent").stdout, "3.2 forgets it"
+    assert site.ours("build", "sent/1.0", "-k", site.k2) == 10 and "binaries alone" in site.err, site.err
     assert site.ours("ldtarball", str(site.overlay.path(whole))) == 3
     assert site.ours("install", "sent/1.0", "-k", site.k1) == 0 and "building" not in site.out, "nothing to build"
-    assert site.agreed("sent") == [site.line("sent", site.k1, "installed")]
+    assert site.status("sent") == site.real("status", "sent").stdout.splitlines()
+    assert site.status("sent") == [site.line("sent", site.k1, "installed")]
     assert site.ours("ldtarball", "--force", ours) == 0, "over what is there, when told so"
     assert len(site.agreed("sent")) == 2
+    assert site.ours("unbuild", "sent/1.0", "-k", site.k2) == site.ours("build", "sent/1.0", "-k", site.k2) == 0
 
 
 def test_a_build_for_another_kernel_is_not_loaded(site: Site, tmp_path: Path) -> None:
