@@ -73,6 +73,9 @@ class Policy(_Section):
     over_in_tree: tuple[str, ...] = Field(
         (), description="shell patterns of module names over which the kernel's own never win"
     )
+    forbidden_scripts: tuple[Literal["PRE_INSTALL", "POST_INSTALL", "POST_ADD", "POST_REMOVE"], ...] = Field(
+        (), description="the scripts of dkms.conf, of those that run as root, that are not run"
+    )
 
 
 class Signing(_Section):

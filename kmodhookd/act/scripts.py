@@ -32,7 +32,7 @@ def variables(settings: Settings, recipe: Recipe) -> dict[str, str]:
 
 
 def run_script(root: Root, settings: Settings, recipe: Recipe, kind: Kind) -> str:
-    """Run one script, if dkms.conf names one; a sentence when it cannot be run. `Fault` when it fails.
+    """Run one script, if dkms.conf names one; a sentence when it cannot or must not be run. `Fault` when it fails.
 
     It runs in the source directory with `module`, `module_version`, `kernelver` and `arch` in its environment. An
     executable of the same name in `/etc/dkms/MODULE/` takes its place.
@@ -41,6 +41,8 @@ def run_script(root: Root, settings: Settings, recipe: Recipe, kind: Kind) -> st
     words = text.split()
     if not words:
         return ""
+    if kind.upper() in settings.policy.forbidden_scripts:
+        return f"{recipe.module}/{recipe.version}: {kind.upper()} is not run: policy.forbidden_scripts names it"
     directory = f"{settings.dkms_tree}/{recipe.module}/{recipe.version}/source"
     if overlays.script(root, recipe.module, words[0]):
         directory = f"{overlays.DIRECTORY}/{recipe.module}"

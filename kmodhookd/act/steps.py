@@ -33,11 +33,12 @@ from kmodhookd.model import (
     Placement,
     Plan,
     Provenance,
+    Recipe,
     Target,
 )
 from kmodhookd.observe import decisions, families
 from kmodhookd.observe.initramfs import taken_out
-from kmodhookd.observe.inventory import look
+from kmodhookd.observe.inventory import look, recipe_without_kernel
 from kmodhookd.plan import cells, intree
 from kmodhookd.plan import decisions as standing
 from kmodhookd.plan.planner import ASKED, RENEWAL
@@ -272,16 +273,20 @@ class Work:
         placement = now.placements.get((action.module, action.version, action.kernel))
         if placement is None or placement.recipe is None:
             return True
-        faults: list[Fault] = []
-        with self._apart(_name(action), faults.append):
-            sentence = run_script(self.root, self.settings, placement.recipe, kind)
-            self.notes += [sentence] if sentence else []
+        faults = self._run_script(placement.recipe, kind)
         if faults and kind == "pre_install" and not self.settings.invocation.force:
             self.jobs.fail_install(action, placement, faults[0], FailureClass.PRE_INSTALL)
             return False
         told = self.notes if kind == "pre_install" else self.problems
         told += [str(fault) for fault in faults]
         return True
+
+    def _run_script(self, recipe: Recipe, kind: Kind) -> list[Fault]:
+        faults: list[Fault] = []
+        with self._apart(f"{recipe.module}/{recipe.version}", faults.append):
+            sentence = run_script(self.root, self.settings, recipe, kind)
+            self.notes += [sentence] if sentence else []
+        return faults
 
     def _install(self, now: Round, action: Action) -> bool:
         placement = now.placements[action.module, action.version, action.kernel]
@@ -341,9 +346,15 @@ class Work:
         """POST_ADD belongs to a version, not to a kernel: it is run once, with a kernel that this is asked for."""
         name = (action.module, action.version)
         asked = {one.kernel for one in now.plan.actions if (one.module, one.version) == name}
-        usable = [one for one in now.inventory.placements if (one.module, one.version) == name and one.recipe]
-        for placement in sorted(usable, key=lambda one: one.kernel not in asked)[:1]:
-            self._script(now, action.model_copy(update={"kernel": placement.kernel}), "post_add")
+        there = [one for one in now.inventory.placements if (one.module, one.version) == name]
+        usable = [one.recipe for one in sorted(there, key=lambda one: one.kernel not in asked) if one.recipe]
+        faults: list[Fault] = []
+        with self._apart(_name(action), faults.append):
+            if not there:
+                usable = [recipe_without_kernel(self.root, self.settings, now.sources[name])]
+        for recipe in usable[:1]:
+            faults += self._run_script(recipe, "post_add")
+        self.problems += [str(fault) for fault in faults]
 
     def _apply(self, now: Round, action: Action) -> None:
         cell = action.cell

@@ -10,6 +10,33 @@ from collections.abc import Mapping, Sequence
 from kmodhookd import run, systemd
 from kmodhookd.root import Root
 
+RIGHTS = (
+    *(
+        [
+            "CAP_CHOWN",
+            "CAP_DAC_OVERRIDE",
+            "CAP_DAC_READ_SEARCH",
+            "CAP_FOWNER",
+            "CAP_FSETID",
+            "CAP_SETFCAP",
+            "CAP_LINUX_IMMUTABLE",
+        ]
+    ),
+    *(["CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_AUDIT_WRITE"]),
+    *(
+        [
+            "CAP_MAC_ADMIN",
+            "CAP_MAC_OVERRIDE",
+            "CAP_SYS_ADMIN",
+            "CAP_SYS_CHROOT",
+            "CAP_MKNOD",
+            "CAP_SYS_MODULE",
+            "CAP_SYS_RAWIO",
+        ]
+    ),
+    *(["CAP_NET_ADMIN", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_PTRACE", "CAP_SYSLOG"]),
+)
+"""What such programs may do: files of any owner, mounts, devices, modules, other users; not the clock, reboots, raw sockets."""
 _ENTER = 'cd -- "$1" && shift && exec "$@"'
 
 
@@ -25,7 +52,12 @@ def run_apart(
     if systemd.serves(root):
         options = [f"--setenv={name}={value}" for name, value in run.environment(env).items()]
         options.append(f"--working-directory={cwd}")
-        unit = systemd.transient(argv, [f"RuntimeMaxSec={timeout:.0f}"], options)
+        properties = [
+            f"RuntimeMaxSec={timeout:.0f}",
+            f"CapabilityBoundingSet={' '.join(RIGHTS)}",
+            "RestrictRealtime=yes",
+        ]
+        unit = systemd.transient(argv, properties, options)
         result = run.run(unit, timeout=timeout + 10)
         if not systemd.refused(result):
             return result

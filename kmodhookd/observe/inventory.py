@@ -240,6 +240,15 @@ def _newer(at: _Look, source: Source, record: Record | None, now: Inputs | None)
     return inputs.newer(at.root, source, record.built)
 
 
+def recipe_without_kernel(root: Root, settings: Settings, source: Source) -> Recipe:
+    """The recipe of a source where there is no kernel (an image in the making): for the one that runs, as DKMS has it."""
+    kernel = (os.uname().release, os.uname().machine)
+    conf = dkmsconf.read_conf(root, settings, source, [kernel])[kernel]
+    if isinstance(conf, Fault):
+        raise conf
+    return recipes.recipe(conf, source.module, source.version, *kernel, None)
+
+
 def _recipe(at: _Look, source: Source, kernel: Kernel, conf: Conf | Fault | None) -> tuple[Recipe | None, str, str]:
     """The recipe, or why there is none and what to do."""
     if isinstance(conf, Fault):

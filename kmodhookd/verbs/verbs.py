@@ -32,6 +32,7 @@ from kmodhookd.plan import decisions as standing
 from kmodhookd.plan.versions import compare
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
+from kmodhookd.verbs import strict
 from kmodhookd.verbs.result import Autoinstalled, Failed, Obstacle, Result
 from kmodhookd.verbs.wanted import (
     Asked,
@@ -68,14 +69,14 @@ class Verbs:
         """
         inventory = look(self.root, self.settings)
         source = _source(inventory, module, version)
-        self._check_source(inventory, source)
+        notes = strict.check(self.root, self.settings, inventory, source)
         by_itself = registry.found(self.root, source.module, source.version)
         if source.registered and not by_itself and not again:
             raise AlreadyThere("it is added already", where=f"{source.module}/{source.version}")
         self._take_back(source, [""])
         result = self._do(inventory, registration(source))
         registry.mark_found(self.root, source.module, source.version, by_ourselves=False)
-        return result
+        return Result(notes=notes).joined(result)
 
     def build(
         self, module: str, version: str, kernels: Sequence[str], *, install: bool, force: bool | None = None
@@ -97,7 +98,7 @@ class Verbs:
         readable = not placements or any(one.recipe is not None for one in placements)
         actions = registration(source) if readable else []
         strange = [Failed(f"{one}: no such kernel", Obstacle.KERNEL, kernel=one) for one in kernels if one not in known]
-        result = Result(failed=tuple(strange))
+        result = Result(failed=tuple(strange), notes=strict.notices(placements))
         for placement in placements:
             more, said = wanted(inventory, placement, asked, self.settings)
             actions += more
@@ -232,14 +233,6 @@ class Verbs:
     def _asked(self, *, install: bool, force: bool | None = None, by_hand: bool = False, named: bool = True) -> Asked:
         said = self.settings.invocation
         return Asked(install, said.force if force is None else force, said.over_in_tree, by_hand, named)
-
-    def _check_source(self, inventory: Inventory, source: Source) -> None:
-        """A `Fault` for a source that cannot be used on any kernel."""
-        if source.problem:
-            raise Fault(source.problem, where=f"{source.module}/{source.version}", hint=source.remedy)
-        placements = _placements(inventory, source, ())
-        if placements and all(one.recipe is None for one in placements):
-            raise Fault(placements[0].problem, where=f"{source.module}/{source.version}", hint=placements[0].remedy)
 
     def _take_back(self, source: Source, kernels: Sequence[str]) -> None:
         for kernel in kernels:

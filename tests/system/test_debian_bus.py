@@ -40,7 +40,9 @@ CONTRACT = {
 
 @pytest.fixture(scope="module")
 def debian(installed_machine: Machine, kernels: Kernels) -> Machine:
-    wanted.tiny_source(installed_machine, "tiny")
+    source = wanted.tiny_source(installed_machine, "tiny", conf=['POST_INSTALL="rights.sh"'])
+    (source / "rights.sh").write_text("#!/bin/sh\ncat /proc/self/status /proc/self/cgroup > /root/rights\n")
+    (source / "rights.sh").chmod(0o755)
     wanted.apt(installed_machine, "install", kernels.cloud1.image, kernels.cloud1.headers)
     return installed_machine
 
@@ -69,6 +71,14 @@ def test_every_reading_method_answers_everyone(debian: Machine, kernels: Kernels
         assert answer.returncode == 0, f"{method}: {answer.stderr}"
     ready = wanted.call(debian, "CheckBoot", "s", release).stdout
     assert ready.startswith('sa(sss) "ready" 0')
+
+
+def test_a_script_that_runs_as_root_does_so_in_a_unit_with_listed_rights(debian: Machine) -> None:
+    said = debian.path("/root/rights").read_text()
+    (mask,) = re.findall(r"^CapBnd:\s*([0-9a-f]+)$", said, re.M)
+    chown, sys_admin, sys_boot = (int(mask, 16) >> number & 1 for number in (0, 21, 22))  # capabilities(7)
+    assert (chown, sys_admin, sys_boot) == (1, 1, 0)
+    assert re.search(r"^0::/system.slice/run-\w+\.service$", said, re.M), "neither the daemon's unit nor apt's"
 
 
 def test_privileged_methods_are_refused_with_the_contracts_error(debian: Machine) -> None:
