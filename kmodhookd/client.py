@@ -115,8 +115,8 @@ class Client:
         """One mapping per source (`ListModules`)."""
         return list(self._call("ListModules")[0])
 
-    def explain(self, module: str, version: str = "", kernel: str = "") -> list[dict[str, str]]:
-        """The facts behind a state, in order: `fact`, `verdict`, `remedy`, `version`."""
+    def explain(self, module: str, version: str = "", kernel: str = "") -> list[dict[str, Any]]:
+        """The facts behind a state, in order: `fact`, `verdict`, `remedy`, `version`; see `failure`."""
         return list(self._call("Explain", bus.Variant("(sss)", (module, version, kernel)))[0])
 
     def check_boot(self, kernel: str = "") -> tuple[str, list[Row]]:
@@ -288,6 +288,15 @@ class Client:
     def _check_there(self) -> None:
         if self._gone and time.monotonic() - self._gone > RESTART:
             raise Unreachable("kmodhookd has ended", hint="see: journalctl -u kmodhookd")
+
+
+FAILURE = ("class", "reason", "line", "log", "attempts", "when", "retry_at", "fingerprint")
+
+
+def failure(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `explain` tells of the last attempt as data; empty when it did not fail."""
+    told = next((fact for fact in facts if "class" in fact), {})
+    return {name: told[name] for name in FAILURE if name in told}
 
 
 def connect(address: str | None = None) -> Client:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from gi.repository import GLib
 
 from kmodhookd.errors import InvalidArgument, NotFound
-from kmodhookd.model import BootVerdict, Cell, HeadersState, Kernel, Source, State
+from kmodhookd.model import BootVerdict, Cell, Fact, HeadersState, Kernel, Source, State
 from kmodhookd.plan.versions import compare
 from kmodhookd.protocol import JobEvent, Snapshot
 
@@ -112,14 +112,11 @@ class Manager:
     def explain(self, module: str, version: str, kernel: str) -> GLib.Variant:
         """Reply of Explain."""
         cell = self._cell(module, version, kernel)
-        rows = []
+        facts = cell.chain or cell.facts
         state = self._state(cell)
         if state is not cell.state:
-            rows.append((f"a job for {cell.kernel} is under way", str(state), ""))
-        rows += [(fact.fact, fact.verdict, fact.remedy) for fact in cell.chain or cell.facts]
-        names = ("fact", "verdict", "remedy", "version")
-        table = [dict(zip(names, map(_text, (*row, cell.version)), strict=True)) for row in rows]
-        return GLib.Variant("(aa{sv})", (table,))
+            facts = (Fact(fact=f"a job for {cell.kernel} is under way", verdict=str(state)), *facts)
+        return GLib.Variant("(aa{sv})", ([self._fact(fact, cell.version) for fact in facts],))
 
     def check_boot(self, kernel: str) -> GLib.Variant:
         """Reply of CheckBoot."""
@@ -173,6 +170,27 @@ class Manager:
                 state = State.BROKEN if source.problem else State.ADDED
                 rows.append((source.module, source.version, "", "", str(state)))
         return GLib.Variant("(a(sssss))", (sorted(rows),))
+
+    def _fact(self, fact: Fact, version: str) -> dict[str, GLib.Variant]:
+        told = {
+            "fact": _text(fact.fact),
+            "verdict": _text(fact.verdict),
+            "remedy": _text(fact.remedy),
+            "version": _text(version),
+        }
+        failure = fact.failure
+        if failure is not None:
+            told |= {
+                "class": _text(failure.cause),
+                "reason": _text(failure.reason),
+                "line": _text(failure.line),
+                "log": _text(failure.log),
+                "attempts": GLib.Variant("u", failure.attempts),
+                "when": _text(_time(failure.when)),
+                "retry_at": _text(_time(failure.retry_at)),
+                "fingerprint": _text(failure.fingerprint),
+            }
+        return told
 
     def _kernels(self) -> GLib.Variant:
         return GLib.Variant("(aa{sv})", ([self._kernel(kernel) for kernel in self.snapshot.kernels],))

@@ -16,14 +16,15 @@ def bus_news(daemon: client.Client, root: Root) -> text.News:
     rows = []
     for module, version, kernel, _arch, word in daemon.status():
         state = State(word)
-        reason = reasons.get((module, version, kernel), "")
-        line = remedy = ""
+        reason = line = remedy = ""
         if state not in text.READY | text.AT_WORK | UNSAID:
             facts = daemon.explain(module, version, kernel)
-            verdict, remedy = (str(facts[0]["verdict"]), str(facts[0]["remedy"])) if facts else ("", "")
-            # Of a failure the verdict is `REASON: LINE OF THE COMPILER`.
-            line = verdict.removeprefix(f"{reason}: ") if reason and verdict != reason else ""
-            reason = reason or verdict
+            # The state and what decided it come last.
+            verdict, remedy = (str(facts[-1]["verdict"]), str(facts[-1]["remedy"])) if facts else ("", "")
+            reason = verdict.removeprefix(f"{state}: ")
+            if state is State.FAILED:
+                line = str(client.failure(facts).get("line", ""))
+                reason = reasons.get((module, version, kernel), reason)
         rows.append(text.Row(module, version, kernel, state, reason, line, remedy))
     family = families.detect(root)
     missing = tuple(

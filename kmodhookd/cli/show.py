@@ -13,6 +13,9 @@ from kmodhookd import client
 from kmodhookd.cli.exits import Exit
 from kmodhookd.errors import NotFound
 
+MISSED = frozenset({"failed", "stale", "damaged"})  # states in which a failed attempt is what stands in the way
+LINE = 120  # so much of a compiler's line, which may be long, is shown beside a table
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the verb."""
@@ -67,9 +70,17 @@ def _status(bus: client.Client, arguments: argparse.Namespace) -> int:
     if not rows and arguments.kernel and arguments.kernel not in {kernel["release"] for kernel in bus.kernels()}:
         raise NotFound("no such kernel", where=arguments.kernel, hint="kmodhookctl kernels lists those there are")
     origins = {tuple(row[:3]): row[3] for row in bus.reused()} if any(row[4] == "reused" for row in rows) else {}
+    failures = _failures(bus, rows)
     if arguments.json:
         keys = ("module", "version", "kernel", "arch", "state")
-        told = [{**dict(zip(keys, row, strict=True)), **_origin(origins.get(tuple(row[:3]), ""))} for row in rows]
+        told = [
+            {
+                **dict(zip(keys, row, strict=True)),
+                **_origin(origins.get(tuple(row[:3]), "")),
+                **({"failure": failures[row[:3]]} if row[:3] in failures else {}),
+            }
+            for row in rows
+        ]
         return _json(told)
     if not rows and sys.stdout.isatty():
         print("There are no out-of-tree modules here: no source in /usr/src, none in the DKMS tree.")
@@ -81,8 +92,25 @@ def _status(bus: client.Client, arguments: argparse.Namespace) -> int:
                 print(f"{name}/{number} on {kernel} was built for {origin}")
     else:
         _table(rows, ())
+    _warn_failed(rows, failures)
     _warn_missing(bus)
     return Exit.DONE
+
+
+def _failures(bus: client.Client, rows: Iterable[client.Row]) -> dict[client.Row, dict[str, Any]]:
+    """Of those rows whose last attempt failed: what is known of it, by module, version and kernel."""
+    failed = {tuple(failure[:3]) for failure in bus.failures()}
+    told = {}
+    for row in rows:
+        if row[:3] not in failed:
+            continue
+        try:
+            failure = client.failure(bus.explain(*row[:3]))
+        except NotFound:  # gone since
+            continue
+        if failure:
+            told[row[:3]] = failure
+    return told
 
 
 def _origin(release: str) -> dict[str, str]:
@@ -115,6 +143,19 @@ def _matrix(rows: Iterable[Sequence[str]]) -> None:
         start = end if end > start else start + 1
         if start < len(kernels):
             print()
+
+
+def _warn_failed(rows: Iterable[client.Row], failures: Mapping[client.Row, Mapping[str, Any]]) -> None:
+    """A line for each attempt that failed and that is missed: of what is there and right, `explain` tells."""
+    for row in rows:
+        failure = failures.get(row[:3])
+        if failure is None or row[4] not in MISSED:
+            continue
+        line = failure["line"] or failure["reason"]
+        line = line if len(line) <= LINE else f"{line[: LINE - 1]}…"
+        name = f"{row[0]}/{row[1]}"
+        where = f"{name} on {row[2]}: {failure['class']}: {line}"
+        print(f"warning: {where}; see kmodhookctl explain {name} -k {row[2]}", file=sys.stderr)
 
 
 def _warn_missing(bus: client.Client) -> None:

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Literal
 
 from kmodhookd.model.base import Noun, OfCell
+from kmodhookd.model.disk import Failure
 
 
 class State(StrEnum):
@@ -33,6 +34,7 @@ class Fact(Noun):
     fact: str
     verdict: str
     remedy: str = ""
+    failure: Failure | None = None  # what the verdict tells in words
 
 
 class Cell(OfCell):

@@ -285,23 +285,18 @@ def excluded(placement: Placement, context: Context) -> Verdict:
 
 def _failure_text(placement: Placement) -> str:
     failure = failures.standing(placement)
-    log = f"kmodhookctl log {placement.module}/{placement.version} -k {placement.kernel}"
-    return f"the last attempt failed: {failure.reason}; {log}" if failure else ""
+    if failure is None:
+        return ""
+    command = failures.log_command(failure)
+    return f"the last attempt failed: {failure.reason}" + (f"; {command}" if command else "")
 
 
 def _failed(placement: Placement, context: Context) -> Verdict:
     failure = failures.standing(placement)
     if failure is None:
         return None
-    detail = f": {failure.line}" if failure.line else ""
-    times = f", {failure.attempts} attempts" if failure.attempts > 1 else ""
-    remedy = failure.remedy or f"kmodhookctl log {placement.module}/{placement.version} -k {placement.kernel}"
-    fact = Fact(
-        fact=f"last attempt ({failure.cause}{times})" + (f", log {failure.log}" if failure.log else ""),
-        verdict=f"{failure.reason}{detail}",
-        remedy=remedy,
-    )
-    return State.FAILED, fact
+    verdict = failures.sentence(failure)
+    return State.FAILED, Fact(fact="last attempt", verdict=verdict, remedy=failures.remedy(failure))
 
 
 def _waiting_kernel(placement: Placement, context: Context) -> Verdict:

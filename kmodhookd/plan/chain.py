@@ -2,19 +2,23 @@
 """The chain of facts behind a cell, link by link in the order in which a module comes about.
 
 source → recipe → applies → headers → dependencies → built → installed → signed → index → state. Each link has a verdict also
-when all is well; where it is not, a remedy. The state is said last, with what decided it.
+when all is well; where it is not, a remedy. An attempt that failed is followed by its log. The state is said last, with what
+decided it.
 """
 
 from datetime import UTC, datetime
 
-from kmodhookd.model import Cell, Fact, HeadersState, Placement
+from kmodhookd.model import Cell, Fact, Failure, HeadersState, Placement
 from kmodhookd.plan import cells, failures, intree, loading
 
 
 def chain(placement: Placement, context: cells.Context, cell: Cell) -> tuple[Fact, ...]:
     """Everything that `Explain` tells of a cell."""
     links = (_source, _recipe, _applies, _headers, _dependencies, _built, _installed, _signed, _index)
-    told = [link(placement, context) for link in links]
+    told = []
+    for link in links:
+        fact = link(placement, context)
+        told += [fact, *_log(fact)]
     told += [*cells.remarks(placement, context), *loading.facts(placement, context.verdicts)]
     reason = cell.facts[0]
     return (*told, Fact(fact="state", verdict=f"{cell.state}: {reason.verdict}", remedy=reason.remedy))
@@ -83,11 +87,7 @@ def _dependencies(placement: Placement, context: cells.Context) -> Fact:
 def _built(placement: Placement, context: cells.Context) -> Fact:
     failure = failures.standing(placement)
     if failure is not None:
-        log = f"kmodhookctl log {placement.module}/{placement.version} -k {placement.kernel}"
-        detail = f" ({failure.line})" if failure.line and failure.line not in failure.reason else ""
-        kept = "; an earlier build is kept" if placement.built else ""
-        verdict = f"the last attempt{_at(failure.when)} failed: {failure.reason}{detail}{kept}"
-        return Fact(fact="built", verdict=verdict, remedy=failure.remedy or log)
+        return _attempt(placement, failure)
     if not placement.built:
         return Fact(fact="built", verdict="no")
     bad = next((artifact for artifact in placement.stored if artifact.problem), None)
@@ -98,6 +98,23 @@ def _built(placement: Placement, context: cells.Context) -> Fact:
         return Fact(fact="built", verdict="by DKMS, what from is not recorded")
     current = "from what is there now" if cells.is_compiled(placement) else "from other inputs than there are now"
     return Fact(fact="built", verdict=f"yes{_at(record.built)}, {current}")
+
+
+def _attempt(placement: Placement, failure: Failure) -> Fact:
+    """Everything that is remembered of an attempt that failed."""
+    times = "once" if failure.attempts == 1 else f"{failure.attempts} times"
+    verdict = f"the last attempt{_at(failure.when)} failed ({failure.cause}, tried {times})"
+    verdict += f": {failures.sentence(failure)}"
+    verdict += "; an earlier build is kept" if placement.built else ""
+    verdict += f"; it is tried again{_at(failure.retry_at)}" if failure.retry_at else ""
+    return Fact(fact="built", verdict=verdict, remedy=failures.remedy(failure), failure=failure)
+
+
+def _log(fact: Fact) -> tuple[Fact, ...]:
+    """Where an attempt that failed left its log, and what prints it."""
+    if fact.failure is None or not fact.failure.log:
+        return ()
+    return (Fact(fact="log", verdict=fact.failure.log, remedy=failures.log_command(fact.failure)),)
 
 
 def _installed(placement: Placement, context: cells.Context) -> Fact:

@@ -24,6 +24,22 @@ def for_good(placement: Placement) -> Failure | None:
     return failure if failure is not None and failure.cause not in OF_THE_MOMENT else None
 
 
+def sentence(failure: Failure) -> str:
+    """Why it failed, and the compiler's own line where that says more."""
+    return f"{failure.reason}: {failure.line}" if failure.line not in failure.reason else failure.reason
+
+
+def log_command(failure: Failure) -> str:
+    """What prints its log; "" when it left none."""
+    return f"kmodhookctl log {failure.module}/{failure.version} -k {failure.kernel}" if failure.log else ""
+
+
+def remedy(failure: Failure) -> str:
+    """What to do about it: what is known to help, else to read its log, else to try again."""
+    again = f"kmodhookctl rebuild {failure.module}/{failure.version} -k {failure.kernel}"
+    return failure.remedy or log_command(failure) or again
+
+
 def rests(placement: Placement, now: float) -> bool:
     """Whether the last attempt failed, nothing has changed since, and another is not due. `now`: seconds of the epoch."""
     failure = standing(placement)

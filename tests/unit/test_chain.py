@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from worlds import NOW, installed, inventory, kernel, own, placement, source
 
+from kmodhookd import client
 from kmodhookd.announce.manager import Manager
 from kmodhookd.announce.snapshot import snapshot
 from kmodhookd.model import (
@@ -23,6 +24,7 @@ from kmodhookd.model import (
     Recipe,
 )
 from kmodhookd.plan import planner
+from kmodhookd.protocol import Snapshot
 from kmodhookd.settings import Settings
 
 K1 = kernel("6.1.0-1-amd64")
@@ -88,7 +90,8 @@ def test_every_link_that_breaks_says_what_helps() -> None:
     names = {"module": "v4l", "version": "1.0", "kernel": K1.release, "arch": K1.arch}
     failure = Failure(**names, cause=FailureClass.SOURCE, reason="no", line="x.c:1", fingerprint=cell.fingerprint)
     told = of(cell.model_copy(update={"failure": failure}))
-    assert "failed: no (x.c:1)" in told["built"].verdict and "kmodhookctl log" in told["built"].remedy
+    assert "failed (source, tried once): no: x.c:1" in told["built"].verdict and "log" not in told
+    assert told["built"].remedy == f"kmodhookctl rebuild v4l/1.0 -k {K1.release}", "there is no log to read"
 
     there = installed(placement(V4L, K1))
     told = of(there.model_copy(update={"installed": ()}))
@@ -96,6 +99,66 @@ def test_every_link_that_breaks_says_what_helps() -> None:
 
     told = of(there.model_copy(update={"unlisted": (there.installed[0].path,)}))
     assert "does not list" in told["index"].verdict and told["index"].remedy == f"depmod {K1.release}"
+
+
+def refused(cell: Placement, **fields: object) -> Failure:
+    """What a compiler said of it, with everything that is remembered."""
+    names = {"module": cell.module, "version": cell.version, "kernel": cell.kernel, "arch": cell.arch}
+    said = {"reason": "it does not compile", "line": "v4l.c:7:1: error: no", "remedy": "a newer one"}
+    where = {"log": "/var/x/make.log", "fingerprint": cell.fingerprint}
+    return Failure.model_validate({**names, **said, **where, "cause": "source", "attempts": 3, "when": 1.7e9, **fields})
+
+
+def test_a_failure_tells_all_that_is_known_of_it() -> None:
+    cell = placement(V4L, K1)
+    told = of(cell.model_copy(update={"failure": refused(cell)}))
+    assert told["built"].verdict == (
+        "the last attempt at 2023-11-14T22:13:20+00:00 failed (source, tried 3 times): "
+        "it does not compile: v4l.c:7:1: error: no"
+    )
+    assert told["built"].remedy == "a newer one"
+    command = f"kmodhookctl log v4l/1.0 -k {K1.release}"
+    assert (told["log"].verdict, told["log"].remedy) == ("/var/x/make.log", command)
+    assert list(told).index("log") == list(told).index("built") + 1
+    assert told["state"].verdict == "failed: it does not compile: v4l.c:7:1: error: no"
+    assert told["state"].remedy == "a newer one"
+    full = refused(cell, cause="no-space", line="", reason="the disk is full", remedy="", retry_at=1.7e9 + 60)
+    told = of(cell.model_copy(update={"failure": full}))
+    assert told["built"].verdict.endswith(
+        "failed (no-space, tried 3 times): the disk is full; it is tried again at 2023-11-14T22:14:20+00:00"
+    )
+    assert told["built"].remedy == told["state"].remedy == command
+
+
+def test_a_renewal_that_failed_tells_the_same() -> None:
+    there = installed(placement(V4L, K1)).model_copy(update={"fingerprint": "edited"})
+    told = of(there.model_copy(update={"failure": refused(there)}))
+    assert "failed (source, tried 3 times): it does not compile: v4l.c:7:1: error: no" in told["built"].verdict
+    assert told["built"].verdict.endswith("; an earlier build is kept")
+    assert told["log"].verdict == "/var/x/make.log" and "kmodhookctl log v4l/1.0" in told["log"].remedy
+    assert told["state"].verdict.startswith("stale: ") and "it does not compile" in told["state"].remedy
+    assert "log" not in of(there), "nothing was tried yet"
+
+
+def test_explain_carries_the_failure_as_data() -> None:
+    cell = placement(V4L, K1)
+    failed = cell.model_copy(update={"failure": refused(cell)})
+    world = inventory([failed], [K1], [V4L], boot_default=K1.release)
+    manager = Manager("1", "1:1")
+    shown = snapshot(world, planner.make(world, Settings(), now=NOW))
+    manager.publish(Snapshot.model_validate_json(shown.model_dump_json()))
+    rows = manager.explain("v4l", "", "").unpack()[0]
+    assert [row["fact"] for row in rows if "class" in row] == ["built"]
+    assert client.failure(rows) == {
+        "class": "source",
+        "reason": "it does not compile",
+        "line": "v4l.c:7:1: error: no",
+        "log": "/var/x/make.log",
+        "attempts": 3,
+        "when": "2023-11-14T22:13:20+00:00",
+        "retry_at": "",
+        "fingerprint": cell.fingerprint,
+    }
 
 
 def test_who_comes_before_whom() -> None:
@@ -127,4 +190,5 @@ def test_explain_tells_the_chain() -> None:
     manager.publish(snapshot(world, planner.make(world, Settings(), now=NOW)))
     rows = manager.explain("v4l", "", "").unpack()[0]
     assert [row["fact"].partition(" /")[0] for row in rows] == LINKS
+    assert not client.failure(rows)
     assert rows[-1]["verdict"].startswith("added: ") and {row["version"] for row in rows} == {"1.0"}

@@ -23,6 +23,16 @@ ROWS: list[tuple[str, ...]] = [
     ("evdi", "1.14", "6.1.0-2-amd64", "x86_64", "waiting-headers"),
     ("zfs", "2.1", "6.1.0-1-amd64", "x86_64", "failed"),
 ]
+FAILURE = {
+    "class": "source",
+    "reason": "it does not compile",
+    "line": "zfs.c:7:1: error: no",
+    "log": "/logs/make.log",
+    "attempts": 3,
+    "when": "2026-01-01T00:00:00+00:00",
+    "retry_at": "",
+    "fingerprint": "f",
+}
 
 
 class FakeClient:
@@ -33,6 +43,7 @@ class FakeClient:
         self.error = error
         self.asked: list[tuple[Any, ...]] = []
         self.verdict = "ready"
+        self.failure = FAILURE
 
     def _answer(self, *asked: Any) -> None:
         self.asked.append(asked)
@@ -49,8 +60,17 @@ class FakeClient:
     def missing_headers(self) -> list[tuple[str, str, str]]:
         return [("6.1.0-2-amd64", "amd64", "linux-headers-6.1.0-2-amd64")]
 
-    def explain(self, module: str, version: str, kernel: str) -> list[dict[str, str]]:
-        return [{"fact": "headers", "verdict": f"{module}/{version} on {kernel}", "remedy": "do this"}]
+    def failures(self) -> list[tuple[str, ...]]:
+        return [("zfs", "2.1", "6.1.0-1-amd64", "it does not compile"), ("evdi", "1.14", "6.1.0-1-amd64", "no")]
+
+    def explain(self, module: str, version: str, kernel: str) -> list[dict[str, Any]]:
+        self._answer("explain", module, version, kernel)
+        facts: list[dict[str, Any]] = [
+            {"fact": "headers", "verdict": f"{module}/{version} on {kernel}", "remedy": "do this"}
+        ]
+        return (
+            [*facts, {"fact": "built", "verdict": "it failed", "remedy": "", **self.failure}] if self.failure else facts
+        )
 
     def check_boot(self, kernel: str = "") -> tuple[str, list[tuple[str, str, str]]]:
         self._answer("check", kernel)
@@ -90,7 +110,35 @@ def test_status_rows_and_json(fake: FakeClient, capsys: pytest.CaptureFixture[st
     assert "linux-headers-6.1.0-2-amd64" in said.err
     assert cli.main(["status", "--json", "evdi/1.14", "-k", "6.1.0-1-amd64"]) == 0
     keys = ("module", "version", "kernel", "arch", "state")
-    assert json.loads(capsys.readouterr().out) == [dict(zip(keys, ROWS[0], strict=True))]
+    told = [{**dict(zip(keys, ROWS[0], strict=True)), "failure": FAILURE}]
+    assert json.loads(capsys.readouterr().out) == told, "the last attempt failed also where something works"
+    fake.failure = {}
+    assert cli.main(["status", "--json", "evdi"]) == 0
+    assert [set(one) for one in json.loads(capsys.readouterr().out)] == [set(keys)] * 2
+
+
+def test_status_names_what_failed(fake: FakeClient, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "zfs/2.1 on 6.1.0-1-amd64: source: {}; see kmodhookctl explain zfs/2.1 -k 6.1.0-1-amd64"
+    assert cli.main(["status"]) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines()[0] == f"warning: {line.format('zfs.c:7:1: error: no')}"
+    assert len(said.out.splitlines()) == len(ROWS) and "evdi/1.14 on 6.1.0-1-amd64" not in said.err
+    for fields, shown in (({"line": ""}, "it does not compile"), ({"line": "x" * 400}, "x" * 119 + "…")):
+        fake.failure = {**FAILURE, **fields}
+        assert cli.main(["status", "zfs"]) == 0
+        assert line.format(shown) in capsys.readouterr().err
+    fake.asked.clear()
+    assert cli.main(["status", "evdi", "-k", "6.1.0-2-amd64"]) == 0
+    assert fake.asked == [("status",)] and "zfs" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["stale", "damaged", "installed", "excluded", "queued"])
+def test_status_names_a_renewal_that_failed(
+    fake: FakeClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    monkeypatch.setitem(globals(), "ROWS", [(*ROWS[2][:4], state)])
+    assert cli.main(["status"]) == 0
+    assert ("zfs.c:7:1: error: no" in capsys.readouterr().err) is (state in ("stale", "damaged"))
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])

@@ -159,26 +159,6 @@ def test_a_failure_for_want_of_a_compiler_stands_until_there_is_another() -> Non
     assert done(plan(inventory([better], [K1], [OLD]))) == [("build", "1.0"), ("install", "1.0")]
 
 
-def test_a_failure_tells_all_that_is_known_of_it() -> None:
-    base = placement(OLD, K1)
-    names = {"module": "v4l", "version": "1.0", "kernel": K1.release, "arch": "x86_64", "fingerprint": base.fingerprint}
-    said = {
-        "reason": "it does not compile",
-        "line": "v4l.c:7:1: error: no",
-        "log": "/var/x/make.log",
-        "remedy": "a newer one",
-    }
-    failure = Failure.model_validate({**names, **said, "cause": "source", "attempts": 3})
-    (cell,) = plan(inventory([base.model_copy(update={"failure": failure})], [K1], [OLD])).cells
-    fact = cell.facts[0]
-    assert cell.state is State.FAILED and fact.remedy == "a newer one"
-    assert fact.fact == "last attempt (source, 3 attempts), log /var/x/make.log"
-    assert fact.verdict == "it does not compile: v4l.c:7:1: error: no"
-    there = installed(base, failure=failure.model_copy(update={"fingerprint": "f2"}), fingerprint="f2")
-    (cell,) = plan(inventory([there], [K1], [OLD])).cells
-    assert cell.state is State.STALE and "it does not compile" in cell.facts[0].remedy, "a renewal that failed"
-
-
 def test_circles_are_found_and_chains_are_not_circles() -> None:
     depends = {"a": ("x", "b"), "b": ("c",), "c": ("a",), "d": ("a",), "e": ("e",)}
     assert dependencies.circle("a", depends) == ("a", "b", "c")

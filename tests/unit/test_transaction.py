@@ -186,6 +186,34 @@ def test_the_daemon_s_word_on_the_next_boot_is_the_same_news(tmp_path: Path) -> 
         assert bus_news(FakeDaemon(verdict), Root(tmp_path)).boot == expected  # type: ignore[arg-type]
 
 
+def test_the_daemon_s_word_on_what_is_not_there_is_the_last_it_says() -> None:
+    source = {"fact": "source", "verdict": "there, of no package", "remedy": ""}
+    built = {"fact": "built", "verdict": "failed", "remedy": "", "class": "source", "line": "evdi.c:7: error: no"}
+    told = {
+        "failed": [source, built, {"fact": "state", "verdict": "failed: no: evdi.c:7: error: no", "remedy": "newer"}],
+        "waiting-dependency": [source, {"fact": "state", "verdict": "waiting-dependency: needs drm", "remedy": ""}],
+    }
+
+    class Telling(FakeDaemon):
+        def failures(self) -> list[tuple[str, ...]]:
+            return [("failed", "1.0", K, "no")]
+
+        def missing_headers(self) -> list[tuple[str, ...]]:
+            return []
+
+        def status(self) -> list[tuple[str, ...]]:
+            return [(state, "1.0", K, "x86_64", state) for state in told]
+
+        def explain(self, module: str, _version: str, _kernel: str) -> list[dict[str, str]]:
+            return told[module]
+
+    rows = bus_news(Telling(not_ready(K)), Root("/")).rows  # type: ignore[arg-type]
+    assert [(row.reason, row.line, row.remedy) for row in rows] == [
+        ("no", "evdi.c:7: error: no", "newer"),
+        ("needs drm", "", ""),
+    ]
+
+
 def test_only_what_the_transaction_touched() -> None:
     news = text.News((row("evdi", State.INSTALLED), row("jool", State.INSTALLED, RT)), (missing(),))
     assert [one.module for one in news.about({K}, ()).rows] == ["evdi"]
