@@ -87,6 +87,18 @@ class TestBesideRealDkms:
         assert version(debian, kernels.cloud1) == "beside"
         assert status(debian) == [f"{NAME}/0.90.0, {kernels.cloud1.release}, x86_64: installed"]
 
+    @pytest.mark.full
+    def test_its_prerm_d_is_no_decision_against_the_modules(self, debian: Machine, kernels: Kernels) -> None:
+        """Its script calls `dkms remove -k` for what ours has left; that was the kernel's end, and nobody's word."""
+        assert debian.path("/etc/kernel/prerm.d/dkms").exists()
+        wanted.apt(debian, "purge", kernels.cloud1.image)
+        wanted.settle(debian)
+        assert wanted.built_modules(debian, kernels.cloud1.release) == []
+        wanted.apt(debian, "install", kernels.cloud1.image)
+        assert wanted.built_modules(debian, kernels.cloud1.release) == MODULES
+        assert version(debian, kernels.cloud1) == "beside"
+        assert status(debian) == [f"{NAME}/0.90.0, {kernels.cloud1.release}, x86_64: installed"]
+
     def test_removal_takes_the_modules_along(self, debian: Machine, kernels: Kernels) -> None:
         wanted.apt(debian, "remove", PACKAGE)
         wanted.settle(debian)
