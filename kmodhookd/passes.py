@@ -184,6 +184,8 @@ class Passes:
             else:
                 self._running_jobs.add(event.job.id)
             self._listener.job(event.job)
+        if event.waiting is not None:
+            log.get().info(event.waiting, pass_number=self.numbers.begun)
         if event.outcome is not None:
             self._outcome = event.outcome
 

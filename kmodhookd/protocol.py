@@ -7,6 +7,9 @@ from pydantic import ValidationError
 
 from kmodhookd.model import BootVerdict, Cell, Failure, Kernel, MissingHeaders, Noun, Source, Target
 
+WAITING = "waiting for"
+"""How the phase of a job begins that waits, and each sentence on what is waited for."""
+
 
 class Request(Noun):
     """One pass that the daemon asks its worker for: the first line on the worker's standard input."""
@@ -46,7 +49,7 @@ class JobEvent(Noun):
     module: str
     version: str
     kernel: str
-    phase: str = ""  # prepare, patch, pre-build, make, post-build, check, install
+    phase: str = ""  # prepare, patch, pre-build, make, post-build, check, install; "waiting for SOMEBODY"
     fraction: float = 0.0
     started: float = 0.0
     result: str = ""  # done, reused, failed, cancelled
@@ -90,4 +93,5 @@ class WorkerEvent(Noun):
 
     snapshot: Snapshot | None = None
     job: JobEvent | None = None
+    waiting: str | None = None  # a wait begins: what for, as a sentence; the jobs that wait have it as their phase too
     outcome: Outcome | None = None

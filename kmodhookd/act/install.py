@@ -16,7 +16,7 @@ from kmodhookd.act.change import Change
 from kmodhookd.act.depmod import depmod
 from kmodhookd.act.failures import NO_SPACE, READ_ONLY, failed
 from kmodhookd.act.journal import Item
-from kmodhookd.act.lock import engine_lock
+from kmodhookd.act.lock import OnWait, engine_lock
 from kmodhookd.act.stored import sweep as sweep_tree
 from kmodhookd.errors import Fault
 from kmodhookd.model import FailureClass, HeadersState, InstalledFile, Kernel, Recipe, Record
@@ -112,7 +112,7 @@ def uninstall(
     return tuple(left)
 
 
-def recover(root: Root, settings: Settings) -> list[str]:
+def recover(root: Root, settings: Settings, on_wait: OnWait) -> list[str]:
     """Finish or undo what a crash left in this root: installations, builds, indexes; forget what upgrades have replaced.
 
     Says in sentences what was done.
@@ -122,7 +122,7 @@ def recover(root: Root, settings: Settings) -> list[str]:
     open_ends = (journal.entries(root), journal.unfinished(root), journal.indexes_owed(root), parked.notes(root))
     if not any(open_ends) and not sweep_tree(root, settings, dry=True):
         return said
-    with engine_lock(root, settings, on_wait=said.append):
+    with engine_lock(root, settings, on_wait=on_wait):
         sweep_tree(root, settings)
         for path in journal.unfinished(root):
             path.unlink()

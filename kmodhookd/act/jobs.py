@@ -3,7 +3,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.failures import NO_SPACE, BuildFailed
@@ -14,6 +14,12 @@ from kmodhookd.protocol import JobEvent, WorkerEvent
 from kmodhookd.root import Root
 
 Emit = Callable[[WorkerEvent], None]
+
+
+def waiter(emit: Emit) -> Callable[[str], None]:
+    """What tells at once what is waited for, to whoever follows."""
+    return lambda sentence: emit(WorkerEvent(waiting=sentence))
+
 
 RETRY = {
     FailureClass.SPACE: 300.0,
@@ -26,6 +32,7 @@ RETRY_LONGEST = 6 * 3600.0
 PROVISIONAL = 30.0  # seconds: a failure whose inputs changed so shortly before it is not believed yet
 PROVISIONAL_RETRY = 2.0
 PROVISIONAL_ATTEMPTS = 5
+INSTALLING = 0.95  # of a job is done when only the installation is left
 INTERVAL = 0.5  # seconds between two progress events of one job
 
 
@@ -69,16 +76,36 @@ class Jobs:
 
     def finish(self, action: Action, result: str, detail: str) -> None:
         """Tell the end of the job that an installation belongs to; without a build it becomes one of its own."""
-        job = self._of.pop((action.module, action.version, action.kernel), None)
-        if job is None:
-            job = self.new(action)
-            self._of.pop((action.module, action.version, action.kernel))
-            job.start()
+        job = self._job(action)
+        del self._of[action.module, action.version, action.kernel]
+        if job.installs_only:
             job.origin = self._origin(action)
         if job.origin and result == "done":
             result, detail = "reused", "; ".join(filter(None, (f"built for {job.origin}", detail)))
         if job.result in ("", "built"):
             job.finish(result, detail)
+
+    def waits(self, sentence: str, actions: Iterable[Action]) -> None:
+        """Tell at once what is waited for, of each of these jobs too. A mere installation is one from here on."""
+        waiter(self.emit)(sentence)
+        for action in actions:
+            self._job(action).wait(sentence)
+
+    def go_on(self, actions: Iterable[Action]) -> None:
+        """What those of these jobs that waited have waited for is over."""
+        for action in actions:
+            job = self._of.get((action.module, action.version, action.kernel))
+            if job is not None:
+                job.go_on()
+
+    def _job(self, action: Action) -> "Job":
+        """The job that an installation belongs to, or one of its own."""
+        job = self._of.get((action.module, action.version, action.kernel))
+        if job is None:
+            job = self.new(action)
+            job.start()
+            job.installs_only = True
+        return job
 
     def _origin(self, action: Action) -> str:
         """The kernel that what is installed was built for, when that is another one (it was taken over in an earlier round)."""
@@ -130,11 +157,13 @@ class Job:
         self.action = action
         self.result = ""
         self.origin = ""  # the kernel that what is taken over was built for
+        self.installs_only = False  # nothing had to be built
         self.cancel: threading.Event = jobs.controls.cancellation(number)
         self._started = time.time()
         self._told = 0.0
         self._phase = ""
         self._fraction = 0.0
+        self._waiting = False
 
     def drop(self) -> None:
         """Give it up before it began: the pass that was asked for will have it. Nobody heard of it, so nothing is said."""
@@ -155,22 +184,28 @@ class Job:
         now = time.monotonic()
         if phase == self._phase and now - self._told < INTERVAL:
             return
-        self._phase, self._told, self._fraction = phase, now, fraction
+        self._phase, self._told, self._fraction, self._waiting = phase, now, fraction, False
         self._emit("progress", phase=phase, fraction=fraction)
 
     def beat(self) -> None:
         """It is still where it was, and at work."""
-        if self._phase and not self.result:
+        if self._phase and not self.result and not self._waiting:
             self._emit("progress", phase=self._phase, fraction=self._fraction)
 
-    def wait_note(self, sentence: str) -> None:
+    def wait(self, sentence: str) -> None:
         """What the job waits for."""
-        self._emit("progress", phase="waiting", detail=sentence)
+        self._phase, self._waiting = sentence, True
+        self._emit("progress", phase=sentence, fraction=self._fraction)
+
+    def go_on(self) -> None:
+        """What it waited for is over: what it has is put in place. (A build that goes on tells where it is.)"""
+        if self._waiting:
+            self.progress("install", INSTALLING)
 
     def built(self) -> None:
         """The module lies in the DKMS tree; its installation is told by `Jobs.finish`."""
         self.result = "built"
-        self._emit("progress", phase="install", fraction=0.95)
+        self.progress("install", INSTALLING)
 
     def fail(self, placement: Placement, source: Source, kernel: Kernel, fault: Fault) -> None:
         """The build failed: remember why, unless it was cancelled, which is a person's decision."""

@@ -8,6 +8,7 @@ we wait for it without holding the lock, since what it runs may need that.
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 from kmodhookd import processes, store
 from kmodhookd.errors import Busy
+from kmodhookd.protocol import WAITING
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -42,23 +44,62 @@ def engine_lock(
     cancel: threading.Event | None = None,
 ) -> Iterator[None]:
     """Hold the lock. `on_wait` gets one sentence for each that is waited for; `Busy` when it takes too long."""
+
+    def take(fd: int) -> str:
+        obstacle = _try(fd)
+        others = [] if obstacle else dkms_running(root)
+        if others:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            return f"{others[0][1]} (process {others[0][0]})"
+        return obstacle
+
+    with _held(root, LOCK, take, on_wait, timeout, cancel):
+        yield
+
+
+@contextlib.contextmanager
+def work_lock(
+    root: Root, name: str, cancel: threading.Event | None = None, *, on_wait: OnWait = lambda _: None
+) -> Iterator[None]:
+    """Hold a piece of work (one build, one initramfs) so that two of our programs do not do it side by side.
+
+    Not the engine lock: held for as long as the work takes, and nobody's commit waits for it. Whoever gets it after
+    waiting looks whether the work has been done meanwhile. A cancellation ends the wait with `Busy`.
+    """
+    with _held(root, f"{store.RUNTIME}/pieces/{name}", _try, on_wait, math.inf, cancel):
+        yield
+
+
+@contextlib.contextmanager
+def _held(
+    root: Root,
+    name: str,
+    take: Callable[[int], str],
+    on_wait: OnWait,
+    timeout: float,
+    cancel: threading.Event | None,
+) -> Iterator[None]:
+    """Hold the lock that `take` takes, or else says who is in the way."""
     started = time.monotonic()
-    path = root.resolve(LOCK)
+    path = root.resolve(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     said: set[str] = set()
     try:
         while True:
-            obstacle = _try(fd, root)
+            obstacle = take(fd)
             if not obstacle:
                 break
             waited = time.monotonic() - started
             if obstacle not in said and (obstacle != UNKNOWN or waited > 1):  # it writes its name a moment later
                 said.add(obstacle)
-                on_wait(f"waiting for {obstacle}")
+                on_wait(f"{WAITING} {obstacle}")
             if waited > timeout or (cancel is not None and cancel.is_set()):
-                raise Busy(f"{obstacle} is at work", where=LOCK, hint="try again when it has finished")
+                raise Busy(f"{obstacle} is at work", where=name, hint="try again when it has finished")
             time.sleep(POLL)
+        with contextlib.suppress(OSError):  # only words for people: a full /run is no reason not to work
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {_command(os.getpid()) or 'kmodhookd'}\n".encode("utf-8", "replace"), 0)
         try:
             yield
         finally:
@@ -68,49 +109,14 @@ def engine_lock(
         os.close(fd)  # releases the lock
 
 
-@contextlib.contextmanager
-def work_lock(root: Root, name: str, cancel: threading.Event | None = None) -> Iterator[None]:
-    """Hold a piece of work (one build, one initramfs) so that two of our programs do not do it side by side.
-
-    Not the engine lock: held for as long as the work takes, and nobody's commit waits for it. Whoever gets it after
-    waiting looks whether the work has been done meanwhile. A cancellation ends the wait with `Busy`.
-    """
-    path = root.resolve(f"{store.RUNTIME}/pieces/{name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if cancel is not None and cancel.is_set():
-                    raise Busy("another kmodhookd program is at it", where=name) from None
-                time.sleep(POLL)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _try(fd: int, root: Root) -> str:
-    """Take the lock; else who is in the way."""
+def _try(fd: int) -> str:
+    """Take the lock; else who holds it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _holder(fd)
-    others = dkms_running(root)
-    if others:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        return f"{others[0][1]} (process {others[0][0]})"
-    with contextlib.suppress(OSError):  # only words for people: a full /run is no reason not to work
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {_command(os.getpid()) or 'kmodhookd'}\n".encode("utf-8", "replace"), 0)
+        pid, _, command = os.pread(fd, 512, 0).decode("utf-8", "replace").strip().partition(" ")
+        return f"{command} (process {pid})" if command else UNKNOWN
     return ""
-
-
-def _holder(fd: int) -> str:
-    pid, _, command = os.pread(fd, 512, 0).decode("utf-8", "replace").strip().partition(" ")
-    return f"{command} (process {pid})" if command else UNKNOWN
 
 
 def dkms_running(root: Root) -> list[tuple[int, str]]:
@@ -129,7 +135,8 @@ def dkms_running(root: Root) -> list[tuple[int, str]]:
             status = os.stat(f"/proc/{pid}/root")
             here = f"{status.st_dev}:{status.st_ino}" == identity
             if here and os.getpid() not in processes.ancestors(pid):
-                found.append((pid, "dkms " + " ".join(words[2:])))
+                said = " ".join(["dkms", *words[2:]])  # what is no text would not get through to people
+                found.append((pid, said.encode("utf-8", "backslashreplace").decode()))
     return sorted(found)
 
 
@@ -141,4 +148,4 @@ def _is_dkms(words: list[str]) -> bool:
 
 
 def _command(pid: int) -> str:
-    return " ".join(word if "/" not in word else os.path.basename(word) for word in processes.words(pid)[:4])
+    return " ".join(os.path.basename(word) if word.startswith("/") else word for word in processes.words(pid)[:4])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kmodhookd import processes, store
 from kmodhookd.act import ownership
-from kmodhookd.act.lock import engine_lock
+from kmodhookd.act.lock import OnWait, engine_lock
 from kmodhookd.errors import NotFound
 from kmodhookd.model import Inventory, Source
 from kmodhookd.observe import decisions, parked
@@ -26,7 +26,7 @@ from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
 
-def park(root: Root, settings: Settings, inventory: Inventory, source: Source, why: str) -> tuple[str, ...]:
+def park(root: Root, settings: Settings, inventory: Inventory, source: Source, why: str, on_wait: OnWait) -> str:
     """Deregister a version and leave its modules where they are; a sentence that says so.
 
     `NotFound` for a version that is not registered. Every step can be repeated, and until the last one, which is a
@@ -35,10 +35,9 @@ def park(root: Root, settings: Settings, inventory: Inventory, source: Source, w
     names = (source.module, source.version)
     if not source.registered:
         raise NotFound("it is not registered", where="/".join(names), hint="kmodhookctl status lists those that are")
-    said: list[str] = []
-    with engine_lock(root, settings, on_wait=said.append):
+    with engine_lock(root, settings, on_wait=on_wait):
         _move_out(root, settings, inventory, source, why)
-    return (*said, f"{'/'.join(names)}: its modules stay in place until its package is upgraded")
+    return f"{'/'.join(names)}: its modules stay in place until its package is upgraded"
 
 
 def _move_out(root: Root, settings: Settings, inventory: Inventory, source: Source, why: str) -> None:

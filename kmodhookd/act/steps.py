@@ -12,7 +12,7 @@ from kmodhookd.act.build import build
 from kmodhookd.act.controls import Controls
 from kmodhookd.act.depmod import depmod
 from kmodhookd.act.failures import BuildFailed, as_fault
-from kmodhookd.act.jobs import Job, Jobs
+from kmodhookd.act.jobs import Job, Jobs, waiter
 from kmodhookd.act.jobserver import JobServer
 from kmodhookd.act.lock import engine_lock, work_lock
 from kmodhookd.act.pulse import Pulse
@@ -73,7 +73,7 @@ class Work:
     def begin(self, asked: tuple[Target, ...] = ()) -> None:
         """What comes before the first look: what a crash left, and that a cancelled build is asked for again."""
         with self._apart("recovery"):
-            self.notes += install.recover(self.root, self.settings)
+            self.notes += install.recover(self.root, self.settings, waiter(self.jobs.emit))
         with self._apart("decisions"):
             decisions.revise(self.root, lambda all_: standing.asked_again(all_, asked))
 
@@ -144,6 +144,13 @@ class Work:
             else:
                 failed(fault)
 
+    @contextlib.contextmanager
+    def _locked(self, *waiting: Action) -> Iterator[None]:
+        """The engine lock, and a word at once when it has to be waited for; these are what waits."""
+        with engine_lock(self.root, self.settings, on_wait=lambda who: self.jobs.waits(who, waiting)):
+            self.jobs.go_on(waiting)
+            yield
+
     # --- builds and installations -----------------------------------------------------------------------------------
 
     def _produce(self, now: Round, actions: list[Action]) -> None:
@@ -186,7 +193,9 @@ class Work:
         source, kernel = now.sources[action.module, action.version], now.kernels[action.kernel]
         with self._apart(_name(action), lambda fault: job.fail(placement, source, kernel, fault)):
             job.start()
-            with work_lock(self.root, "@".join(action.cell), job.cancel):
+            with work_lock(
+                self.root, "@".join(action.cell), job.cancel, on_wait=lambda who: self.jobs.waits(who, [action])
+            ):
                 if not self._done_meanwhile(now, placement):
                     self._make(now, action, job, server)
             job.built()
@@ -215,7 +224,7 @@ class Work:
         elif built is None:
             built = build(*on, source, recipe, jobserver=server, cancel=cancel, progress=tell, sign=signer)
         self.notes += [f"{_name(action)}: {notice}" for notice in signer.notices]
-        with engine_lock(self.root, self.settings, on_wait=job.wait_note):
+        with self._locked(action):
             log = store_built(self.root, self.settings, source, recipe, built)
         save_built(self.root, placement, source, built, made, signer, log)
         decisions.forget(self.root, "failures", action.cell)
@@ -243,7 +252,7 @@ class Work:
             return
         ready = [one for one in actions if self._may_go_in(now, one)]
         done: list[Action] = []
-        with self._apart(kernel), engine_lock(self.root, self.settings, on_wait=self.notes.append):
+        with self._apart(kernel), self._locked(*ready):
             if self.controls.may_commit(kernel):  # it may have waited for long
                 done += [action for action in ready if self._install(now, action)]
             else:
@@ -318,7 +327,7 @@ class Work:
             if not self.settings.invocation.depmod:
                 journal.index_made(self.root, kernel)  # whoever says --no-depmod runs it himself
                 continue
-            with self._apart(kernel), engine_lock(self.root, self.settings, on_wait=self.notes.append):
+            with self._apart(kernel), self._locked():
                 depmod(self.root, kernel)
 
     # --- the rest ---------------------------------------------------------------------------------------------------
@@ -330,10 +339,7 @@ class Work:
                 self._tried.discard(now.attempt(kind, action))
                 continue
             faults: list[Fault] = []
-            with (
-                self._apart(_name(action), faults.append),
-                engine_lock(self.root, self.settings, on_wait=self.notes.append),
-            ):
+            with self._apart(_name(action), faults.append), self._locked():
                 self._apply(now, action)
             self.problems += [str(fault) for fault in faults]
             self._taken += kind not in (ActionKind.ADD, ActionKind.CLEAN) and not faults
@@ -383,7 +389,8 @@ class Work:
         with self._apart("initramfs"):
             owed += debts.owed(self.root)
         for release in owed:
-            with self._apart(release), work_lock(self.root, f"initramfs@{release}"):
+            piece = work_lock(self.root, f"initramfs@{release}", on_wait=waiter(self.jobs.emit))
+            with self._apart(release), piece:
                 kernel, wanted = kernels.get(release), self.settings.policy.initramfs
                 if kernel is not None and not kernel.leaving and release in debts.owed(self.root):
                     looks = wanted or taken_out(self.root, release)

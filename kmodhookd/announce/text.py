@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The words on a terminal: progress while builds run, and one summary at the end of a transaction.
 
-Pure but for `OncePrinter`, which prints. What is said: modules that are ready, in one line for each kernel; then, set
+Pure but for the printers. What is said: modules that are ready, in one line for each kernel; then, set
 off so that it is seen, what is missing and the command that helps. A machine with no out-of-tree module sees nothing.
 """
 
+import contextlib
 import sys
+import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TextIO
 
 from kmodhookd.model import BootVerdict, Failure, MissingHeaders, State
-from kmodhookd.protocol import Snapshot, WorkerEvent
+from kmodhookd.protocol import WAITING, Snapshot, WorkerEvent
 
 READY = frozenset({State.INSTALLED, State.REUSED, State.STALE})
 AT_WORK = frozenset({State.QUEUED, State.BUILDING})
@@ -242,6 +244,8 @@ class Job(Protocol):
     @property
     def kernel(self) -> str: ...
     @property
+    def phase(self) -> str: ...
+    @property
     def result(self) -> str: ...
     @property
     def detail(self) -> str: ...
@@ -259,6 +263,31 @@ def progress(event: Job, backend: str = "") -> str:
     return ""
 
 
+def waiting(event: Job) -> str:
+    """What a job waits for, as a sentence; "" when it does not."""
+    return event.phase if event.kind == "progress" and event.phase.startswith(WAITING) else ""
+
+
+class WaitPrinter:
+    """Prints what is waited for, at once and on stderr: whoever sits there must not look at a silent terminal.
+
+    Nothing is said twice. Nobody reading it is no reason to fail.
+    """
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self._said: set[str] = set()
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, event: WorkerEvent) -> None:
+        with self._one_at_a_time:
+            if event.waiting is None or event.waiting in self._said:
+                return
+            self._said.add(event.waiting)
+            with contextlib.suppress(OSError):
+                print(f"{self._program}: {event.waiting} …", file=sys.stderr, flush=True)
+
+
 class OncePrinter:
     """Receives the events of a pass in this process: prints progress, keeps the last snapshot for the summary."""
 
@@ -266,8 +295,10 @@ class OncePrinter:
         self.backend = backend
         self.stream = stream or sys.stdout
         self.snapshot = Snapshot()
+        self._waits = WaitPrinter("kmodhookd")
 
     def __call__(self, event: WorkerEvent) -> None:
+        self._waits(event)
         if event.snapshot is not None:
             self.snapshot = event.snapshot
         if event.job is not None:

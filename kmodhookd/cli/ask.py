@@ -6,6 +6,7 @@ import sys
 import time
 
 from kmodhookd import client
+from kmodhookd.announce import text
 from kmodhookd.cli.exits import Exit
 
 
@@ -40,7 +41,7 @@ def _follow(bus: client.Client, ticket: int, timeout: float) -> int:
 
 
 def _tell(event: client.Event) -> None:
-    if event.name in ("JobStarted", "JobFinished"):
+    if event.name in ("JobStarted", "JobFinished") or text.waiting(event):
         print(event.sentence(), flush=True)
 
 

@@ -4,6 +4,7 @@
 import os
 from contextlib import suppress
 
+from kmodhookd.announce.text import WaitPrinter
 from kmodhookd.cli.dkmsargs import Arguments, Refused
 from kmodhookd.cli.options import job_line
 from kmodhookd.observe import decisions, dkmstree
@@ -22,6 +23,7 @@ class Call:
         self.settings = settings
         self.arguments = arguments
         self._verbs: Verbs | None = None
+        self._waits = WaitPrinter("dkms")
 
     @property
     def verbs(self) -> Verbs:
@@ -31,6 +33,7 @@ class Call:
         return self._verbs
 
     def _tell(self, event: WorkerEvent) -> None:
+        self._waits(event)
         job, line = event.job, job_line(event)
         if line:
             print(line, flush=True)

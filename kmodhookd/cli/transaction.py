@@ -53,6 +53,7 @@ class Hook:
         self.path = root.resolve(f"{store.RUNTIME}/transaction-{backend}-{of_root}.json")
         self.transaction = store.load(self.path, Transaction) or Transaction()
         self._one_at_a_time = threading.Lock()
+        self._waits: set[str] = set()  # what was said of them
 
     def remember(self, *, kernels: Iterable[str] = (), sources: Iterable[str] = (), gave_up: str = "") -> None:
         """Add to what the transaction has touched."""
@@ -168,6 +169,7 @@ class Hook:
 
     def _progress(self, event: text.Job) -> None:
         """Say what there is to say of a job. May be called from any thread."""
+        self._wait_for(text.waiting(event))
         line = text.progress(event, self.backend)
         if not line:
             return
@@ -180,6 +182,13 @@ class Hook:
                 self._save()
             if not again or event.result in ("done", "reused"):
                 say(line)
+
+    def _wait_for(self, sentence: str) -> None:
+        """Say what the work waits for, once for all jobs that do. May be called from any thread."""
+        with self._one_at_a_time:
+            if sentence and sentence not in self._waits:
+                self._waits.add(sentence)
+                say(f"{text.PREFIXES.get(self.backend, text.PREFIXES[''])['note']}{sentence}")
 
     def _pass_here(self, kernels: Sequence[str], event: str) -> tuple[Snapshot, str]:
         """A pass in this process: how things look, and why it was ended before it was done ("" = it was not), with a note.
@@ -202,6 +211,7 @@ class Hook:
                 nonlocal seen
                 limits.progressed()
                 seen = event.snapshot or seen
+                self._wait_for(event.waiting or "")
                 if event.job is not None:
                     self._progress(event.job)
 

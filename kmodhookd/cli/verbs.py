@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from kmodhookd.announce.text import WaitPrinter
 from kmodhookd.cli.exits import Exit
 from kmodhookd.cli.options import job_line, settings_for
 from kmodhookd.errors import InvalidArgument
@@ -23,7 +24,15 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_for(root, arguments, module, version)
     if arguments.verb == "mktarball":
         return _mktarball(root, settings, arguments)
-    verbs = Verbs(root, settings, _tell)
+    waits = WaitPrinter("kmodhookctl")
+
+    def tell(event: WorkerEvent) -> None:
+        waits(event)
+        line = job_line(event)
+        if line:
+            print(line, flush=True)
+
+    verbs = Verbs(root, settings, tell)
     if arguments.verb == "ldtarball":
         return _finish(_loaded(archives.load(verbs, Path(arguments.archive))))
     if arguments.verb == "autoinstall":
@@ -95,12 +104,6 @@ def _mktarball(root: Root, settings: Settings, arguments: argparse.Namespace) ->
     )
     print(target)
     return Exit.DONE
-
-
-def _tell(event: WorkerEvent) -> None:
-    line = job_line(event)
-    if line:
-        print(line, flush=True)
 
 
 def _finish(result: Result) -> int:

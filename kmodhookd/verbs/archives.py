@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmodhookd.act import incoming
+from kmodhookd.act.jobs import waiter
 from kmodhookd.act.lock import engine_lock
 from kmodhookd.errors import AlreadyThere, Fault, InvalidArgument, NotFound
 from kmodhookd.export.tarball import make_tarball, tarball_name
@@ -56,10 +57,9 @@ def load(verbs: Verbs, archive: Path, *, again: bool = False) -> Loaded:
         elif not root.resolve(f"{settings.source_tree}/{found.module}-{found.version}").is_dir():
             incoming.keep_conf(root, settings, found)
         result = verbs.add(found.module, found.version)
-        notes: list[str] = []
-        with engine_lock(root, settings, on_wait=notes.append):
+        with engine_lock(root, settings, on_wait=waiter(verbs.emit)):
             loaded, left = incoming.load_builds(root, settings, found, force=force)
-        notes += [f"loaded what is built for {name}" for name in loaded]
+        notes = [f"loaded what is built for {name}" for name in loaded]
         notes += [f"{name}: something is built for it already; --force replaces it" for name in left]
         return Loaded(found.module, found.version, result.joined(Result(notes=tuple(notes))))
 

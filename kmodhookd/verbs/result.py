@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kmodhookd.model import DecisionKind, FailureClass
+from kmodhookd.model import Cell, DecisionKind, FailureClass, State
 
 TAKE_AWAY = {
     "uninstall": DecisionKind.UNINSTALLED,
@@ -65,3 +65,34 @@ class Autoinstalled:
     skipped: tuple[str, ...] = ()  # not for this kernel, or the kernel's own is the same or newer
     deferred: tuple[str, ...] = ()  # another module must come first, which nobody has added
     result: Result = Result()  # what failed; `Failed.module` is MODULE/VERSION
+
+
+def summary(
+    release: str,
+    verdicts: dict[tuple[str, str], Cell],
+    unknown: set[tuple[str, str]],
+    results: dict[tuple[str, str], Result],
+) -> Autoinstalled:
+    """What `autoinstall` came to on one kernel, from what it came to for each MODULE/VERSION and kernel."""
+    here = {name: result for (name, kernel), result in results.items() if kernel == release}
+    failed: list[Failed] = []
+    installed: list[str] = []
+    skipped: list[str] = []
+    deferred: list[str] = []
+    for name, result in sorted(here.items()):
+        causes = {one.cause for one in result.failed}
+        if causes & {Obstacle.EXCLUDED, Obstacle.IN_TREE}:
+            skipped.append(name)
+        elif causes == {Obstacle.DEPENDENCY} and (name, release) in unknown:
+            deferred.append(name)  # not failed: DKMS 3.4.1
+        elif result.failed:
+            failed += result.failed
+        else:
+            installed.append(name)
+    for (name, kernel), cell in sorted(verdicts.items()):
+        if kernel == release and name not in here and cell.wanted and cell.state in (State.EXCLUDED, State.IN_TREE):
+            skipped.append(name)
+    notes = [note for result in (*here.values(), results.get(("", ""), Result())) for note in result.notes]
+    loose = results.get(("", ""), Result()).failed
+    result = Result(failed=(*failed, *loose), notes=tuple(dict.fromkeys(notes)), waits=bool(deferred))
+    return Autoinstalled(release, tuple(installed), tuple(skipped), tuple(deferred), result)

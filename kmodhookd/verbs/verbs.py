@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kmodhookd.act import ownership, parking, registry
 from kmodhookd.act.controls import Controls
+from kmodhookd.act.jobs import waiter
 from kmodhookd.act.lock import engine_lock
 from kmodhookd.act.steps import Emit, Work
 from kmodhookd.errors import AccessDenied, AlreadyThere, Fault, NotFound
@@ -33,7 +34,7 @@ from kmodhookd.plan.versions import compare
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 from kmodhookd.verbs import strict
-from kmodhookd.verbs.result import Autoinstalled, Failed, Obstacle, Result
+from kmodhookd.verbs.result import Autoinstalled, Failed, Obstacle, Result, summary
 from kmodhookd.verbs.wanted import (
     Asked,
     in_tree_wins,
@@ -141,7 +142,7 @@ class Verbs:
                     yield placement
 
         results = self._in_rounds(pick, self._asked(install=True))
-        return [_summary(release, verdicts, unknown, results) for release in releases]
+        return [summary(release, verdicts, unknown, results) for release in releases]
 
     def match(self, template: str, kernel: str, module: str = "") -> dict[str, Result]:
         """What is installed on the kernel `template`, built and installed on `kernel` too: MODULE/VERSION → result."""
@@ -183,9 +184,9 @@ class Verbs:
         last = kind is DecisionKind.REMOVED and not self._built_elsewhere(cell, kernels)
         upgrade = maintscript.upgrade() if last else ""
         if upgrade:
-            notes = parking.park(self.root, self.settings, inventory, source, upgrade)
+            note = parking.park(self.root, self.settings, inventory, source, upgrade, waiter(self.emit))
             registry.mark_found(self.root, *cell, by_ourselves=False)
-            return Result(notes=notes)
+            return Result(notes=(note,))
         if last and source.registered:
             actions.append(Action(kind=ActionKind.REMOVE, module=source.module, version=source.version))
         for kernel in () if maintscript.of_kernel_hook() else [""] if last or not kernels else kernels:
@@ -203,7 +204,7 @@ class Verbs:
         DKMS deletes it; here it stays until `kernel_postinst` has something better.
         """
         inventory = look(self.root, self.settings)
-        with engine_lock(self.root, self.settings, on_wait=lambda _: None):
+        with engine_lock(self.root, self.settings, on_wait=waiter(self.emit)):
             for one in inventory.placements:
                 if one.kernel != kernel or not one.built or one.recipe is None or not one.recipe.autoinstall:
                     continue
@@ -309,37 +310,6 @@ class Verbs:
             failed.append(Failed(sentence, failure.cause, _name(action), action.kernel))
         failed += [Failed(sentence) for sentence in work.failures]
         return Result(failed=tuple(dict.fromkeys(failed)), notes=tuple(work.notes))
-
-
-def _summary(
-    release: str,
-    verdicts: dict[tuple[str, str], Cell],
-    unknown: set[tuple[str, str]],
-    results: dict[tuple[str, str], Result],
-) -> Autoinstalled:
-    """What became of one kernel."""
-    here = {name: result for (name, kernel), result in results.items() if kernel == release}
-    failed: list[Failed] = []
-    installed: list[str] = []
-    skipped: list[str] = []
-    deferred: list[str] = []
-    for name, result in sorted(here.items()):
-        causes = {one.cause for one in result.failed}
-        if causes & {Obstacle.EXCLUDED, Obstacle.IN_TREE}:
-            skipped.append(name)
-        elif causes == {Obstacle.DEPENDENCY} and (name, release) in unknown:
-            deferred.append(name)  # not failed: DKMS 3.4.1
-        elif result.failed:
-            failed += result.failed
-        else:
-            installed.append(name)
-    for (name, kernel), cell in sorted(verdicts.items()):
-        if kernel == release and name not in here and cell.wanted and cell.state in (State.EXCLUDED, State.IN_TREE):
-            skipped.append(name)
-    notes = [note for result in (*here.values(), results.get(("", ""), Result())) for note in result.notes]
-    loose = results.get(("", ""), Result()).failed
-    result = Result(failed=(*failed, *loose), notes=tuple(dict.fromkeys(notes)), waits=bool(deferred))
-    return Autoinstalled(release, tuple(installed), tuple(skipped), tuple(deferred), result)
 
 
 def _judged(inventory: Inventory, settings: Settings) -> Iterable[tuple[Cell, Placement]]:

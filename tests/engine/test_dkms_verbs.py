@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Our `dkms` in a root with real ones (3.0.10, and Debian 13's): after each verb they must read the tree as we do."""
 
+import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 
 import pytest
+from bed.checkout import checkout
 from bed.wanted import indexed, tiny_source, vermagic
 from bothdkms import ARCH, Site, fresh, place, site
+from dkmsoracle import LATER_DKMS, put_later_dkms
 
 from kmodhookd import engine
 from kmodhookd.act.controls import Controls
+from kmodhookd.act.lock import dkms_running
 from kmodhookd.observe import decisions
 from kmodhookd.protocol import Request
 from kmodhookd.settings import Settings
@@ -317,3 +326,49 @@ def test_headers_alone_are_served_by_an_explicit_verb_and_left_alone_by_the_daem
     assert record is not None and record.for_headers
     engine.one_pass(fresh.root, Settings(), Request(number=1), lambda _: None, Controls())
     assert fresh.file("image", fresh.alone).exists() and fresh.file("image", fresh.k1).exists()
+
+
+@pytest.mark.parametrize("script", ("dkms", "/usr/sbin/dkms", "/opt/later/dkms"))
+def test_a_dkms_at_work_is_seen_and_waited_for(script: str, site: Site) -> None:
+    """Debian's own scripts in the middle of a build, however they were called: who waits for one reads so at once."""
+    kind = script.replace("/", "-").strip("-")
+    mine, theirs = f"mine-{kind}", f"theirs-{kind}"
+    tiny_source(site.overlay, mine)
+    place = tiny_source(site.overlay, theirs, conf=['PRE_BUILD="linger"'])
+    (place / "linger").write_text("#!/bin/sh\ntouch /tmp/lingers\nwhile [ -e /tmp/lingers ]; do sleep 0.1; done\n")
+    (place / "linger").chmod(0o755)
+    assert site.ours("install", f"{mine}/1.0", "-k", site.k1) == 0
+    if script.startswith("/opt"):
+        put_later_dkms(site.overlay)
+        site.overlay.put(site.overlay.path(LATER_DKMS), script)
+    words = ["build", f"{theirs}/1.0", "-k", site.k1]
+    # Its parent has ended: one that we started ourselves would not be waited for.
+    site.overlay.run(["sh", "-c", '"$@" > /dev/null 2>&1 &', "sh", script, *words])
+    lingers = site.overlay.path("/tmp/lingers")
+    until(lingers.exists)
+    said = " ".join(["waiting for dkms", *words])
+    assert {f"waiting for {sentence}" for _, sentence in dkms_running(site.root)} == {said}
+    call = f"dkms.main(['uninstall', '{mine}/1.0', '-k', '{site.k1}'], Root('{site.root.prefix}'))"
+    code = f"import sys; from kmodhookd.cli import dkms; from kmodhookd.root import Root; sys.exit({call})"
+    environment = {**os.environ, "PYTHONPATH": str(checkout())}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as ours:
+        assert ours.stderr is not None
+        timer = threading.Timer(60, lingers.unlink)
+        timer.start()
+        line = ours.stderr.readline()
+        assert lingers.exists() and line.startswith(f"dkms: {said} (process "), line
+        assert site.file(mine, site.k1).exists(), "nothing is done meanwhile"
+        timer.cancel()
+        lingers.unlink()
+        assert ours.wait(120) == 0 and not site.file(mine, site.k1).exists()
+    until(lambda: not dkms_running(site.root))
+    assert site.agreed(theirs) == [site.line(theirs, site.k1, "built")]
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for it, for a minute."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(0.05)

@@ -117,13 +117,13 @@ def test_what_a_killed_worker_left_is_swept(bench: Bench, k2: Kernel, cage: str)
     time.sleep(0.5)
     (left,) = bench.workspaces()
     os.utime(left, (time.time() - 100,) * 2)
-    install.recover(bench.root, bench.settings)
+    install.recover(bench.root, bench.settings, print)
     assert bench.workspaces() == [left], "its builder still lives"
     os.kill(pid, 9)
     os.waitpid(pid, 0)
     deadline = time.monotonic() + 10
     while bench.workspaces() and time.monotonic() < deadline:
-        install.recover(bench.root, bench.settings)
+        install.recover(bench.root, bench.settings, print)
         time.sleep(0.2)
     assert not bench.workspaces() and not bench.inhabitants()
     assert not [one for one in Path("/proc").glob("[0-9]*/cmdline") if mark.encode() in read(one)]

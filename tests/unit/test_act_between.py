@@ -80,7 +80,7 @@ def test_what_real_dkms_archived_while_we_were_dead_stays(system: System, monkey
     (root.prefix / IN_TREE.strip("/") / "foo.ko").rename(archive / "foo.ko")
     (archive / "foo.ko.origin").write_text(f"/lib/modules/{K}/kernel/drivers/net/foo.ko\n")
     (root.prefix / IN_TREE.strip("/") / "foo.ko").write_text("by real dkms")
-    assert "undone" in install.recover(root, SETTINGS)[0]
+    assert "undone" in install.recover(root, SETTINGS, print)[0]
     assert originals(root)["foo.ko"] == "the kernel's own" and len(originals(root)) == 2
 
 
@@ -106,7 +106,7 @@ def test_a_module_that_came_since_is_not_undone(system: System, monkeypatch: pyt
     (entry,) = journal.entries(root)
     newer = module(root, f"{IN_TREE}/foo.ko", "2.0")
     journal.save(root, entry.model_copy(update={"phase": "commit"}))
-    assert "undone" in install.recover(root, SETTINGS)[0]
+    assert "undone" in install.recover(root, SETTINGS, print)[0]
     assert (root.prefix / IN_TREE.strip("/") / "foo.ko").read_bytes() == newer
     assert not [path for path in root.prefix.rglob("*") if ".kmodhookd-" in path.name]
 
@@ -118,7 +118,7 @@ def test_a_torn_file_is_no_reason_to_keep_it(system: System, monkeypatch: pytest
     (entry,) = journal.entries(root)
     (root.prefix / IN_TREE.strip("/") / "foo.ko").write_text("torn")
     journal.save(root, entry.model_copy(update={"phase": "commit"}))
-    install.recover(root, SETTINGS)
+    install.recover(root, SETTINGS, print)
     assert files(root) == {f"{IN_TREE}/foo.ko": "the kernel's own"} and not originals(root)
 
 
@@ -255,7 +255,7 @@ def test_a_file_where_a_directory_should_be(system: System) -> None:
     built(root)
     with pytest.raises((BuildFailed, Fault)):
         put_in(root, recipe("1.0", "foo"))
-    assert not journal.entries(root) and install.recover(root, SETTINGS) == []
+    assert not journal.entries(root) and install.recover(root, SETTINGS, print) == []
 
 
 def test_what_cannot_be_undone_yet_is_not_said_to_be(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +268,6 @@ def test_what_cannot_be_undone_yet_is_not_said_to_be(system: System, monkeypatch
 
     with monkeypatch.context() as broken:
         broken.setattr(transaction, "sync", fails)
-        (said,) = install.recover(root, SETTINGS)
+        (said,) = install.recover(root, SETTINGS, print)
     assert "cannot be undone yet" in said and journal.entries(root)
-    assert "was undone" in install.recover(root, SETTINGS)[0] and not journal.entries(root)
+    assert "was undone" in install.recover(root, SETTINGS, print)[0] and not journal.entries(root)

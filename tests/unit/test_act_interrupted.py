@@ -160,7 +160,7 @@ class Play:
 
     def check(self) -> None:
         """Recovered, it is as before or as it should be; nothing is left behind."""
-        install.recover(self.root, SETTINGS)
+        install.recover(self.root, SETTINGS, print)
         state = self.case.state(self.root)
         assert state in (self.before, self.after)
         assert not list((self.root.prefix / "var/lib/kmodhookd/journal").glob("*"))
@@ -197,7 +197,7 @@ def test_killed_again_while_it_recovers(play: Play) -> None:
         for again in (1, 2, 4, 7):
             play.scene.reset()
             in_child(lambda at=at: _killed_at(at, play.work))  # type: ignore[misc]
-            in_child(lambda again=again: _killed_at(again, lambda: install.recover(play.root, SETTINGS)))  # type: ignore[misc]
+            in_child(lambda again=again: _killed_at(again, lambda: install.recover(play.root, SETTINGS, print)))  # type: ignore[misc]
             play.check()
 
 

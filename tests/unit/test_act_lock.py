@@ -13,6 +13,7 @@ import pytest
 from kmodhookd import processes
 from kmodhookd.act.lock import dkms_running, engine_lock
 from kmodhookd.errors import Busy
+from kmodhookd.protocol import WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 
@@ -100,6 +101,12 @@ def test_a_real_dkms_is_waited_for(dkms: Path) -> None:
         assert time.monotonic() - started > 0.4
         assert not dkms_running(Root("/"))
     assert "dkms install" in said[0]
+
+
+def test_what_it_was_called_with_can_be_told_whatever_bytes_it_is(dkms: Path) -> None:
+    orphan(str(dkms), "install", "x\udcff")
+    (said,) = {words for _, words in dkms_running(Root("/"))}
+    assert WorkerEvent(waiting=said).model_dump_json() and said == "dkms install x\\udcff"
 
 
 def test_one_that_only_reads_or_is_elsewhere_is_not(dkms: Path, tmp_path: Path) -> None:
