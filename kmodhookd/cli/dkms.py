@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kmodhookd.cli.dkmsargs import Arguments, Refused, complain, parse, print_usage, warn
+from kmodhookd.cli.options import be_quiet
 from kmodhookd.errors import Fault
 from kmodhookd.root import Root
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None, root: Root | None = None) -> int:
             print_usage()
         return refused.code
     if arguments.options.quiet:
-        _be_quiet()
+        be_quiet()
     try:
         return _run(root or Root("/"), arguments)
     except Fault as fault:
@@ -99,14 +100,6 @@ def _code(fault: Fault) -> int:
     from kmodhookd.errors import AlreadyThere, NotFound
 
     return 3 if isinstance(fault, (AlreadyThere, NotFound)) else FAILED
-
-
-def _be_quiet() -> None:
-    null = os.open(os.devnull, os.O_WRONLY)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(null, 1)
-    os.dup2(null, 2)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,20 @@
 """The command line of `dkms`, as DKMS 3.4 reads it (dkms.8): options and verb in any order, `--o v`, `--o=v`, `-k=v`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from kmodhookd.cli.options import add_build_options
+from kmodhookd.cli.options import (
+    Refused,
+    add_build_options,
+    add_output_options,
+    add_tree_options,
+    check_parts,
+    paired,
+    source_given,
+)
 
 VERBS = (
     *("add", "remove", "build", "unbuild", "install", "uninstall", "match", "mktarball", "ldtarball", "status"),
@@ -20,15 +27,6 @@ PREFIXES = (
     *("--archive", "--arch", "--kernelsourcedir", "--directive"),
 )
 DEPRECATED = ("--no-initrd", "--no-clean-kernel", "--no-prepare-kernel")
-
-
-class Refused(Exception):
-    """A command line that is not one: DKMS's exit code, and a sentence."""
-
-    def __init__(self, code: int, sentence: str, *, usage: bool = False) -> None:
-        super().__init__(sentence)
-        self.code = code
-        self.usage = usage
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,13 +76,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--source-only", action="store_true", help="mktarball: the source alone")
     top.add_argument("--binaries-only", action="store_true", help="mktarball: without the source")
     add_build_options(top)
-    top.add_argument("--dkmstree", dest="dkms_tree", metavar="DIR", default="", help="instead of /var/lib/dkms")
-    top.add_argument("--sourcetree", dest="source_tree", metavar="DIR", default="", help="instead of /usr/src")
-    top.add_argument("--installtree", dest="install_tree", metavar="DIR", default="", help="instead of /lib/modules")
+    add_tree_options(top)
     top.add_argument("--rpm_safe_upgrade", action="store_true", help="add, remove: for the scriptlets of RPM packages")
-    top.add_argument("-q", "--quiet", action="store_true", help="say nothing")
-    top.add_argument("--verbose", action="store_true", help="show what the compiler says")
-    top.add_argument("--debug", action="store_true", help="as --verbose")
+    add_output_options(top)
     top.add_argument("-V", action="store_true", dest="print_version", help="print the version that this dkms speaks as")
     top.add_argument("--version", action="store_true", dest="print_version", help=argparse.SUPPRESS)
     for name in DEPRECATED:
@@ -101,20 +95,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     found.archive = options.archive
     for word in options.words:
         _positional(found, word)
-    _check(found)
-    releases = [given.partition("/")[0] for given in options.kernelver]
-    archs = [*_given_archs(options)]
-    if len(archs) == 1:
-        archs *= max(1, len(releases))
-    archs += [""] * (len(releases) - len(archs))
-    found.kernels = list(zip(releases, archs, strict=False))
-    found.arch = archs[0] if archs else ""
+    check_parts(options)
+    found.kernels, found.arch = paired(options.kernelver, options.arch, every=options.all)
     return found
-
-
-def _given_archs(options: argparse.Namespace) -> list[str]:
-    """Architectures, of `-k K/A` and of `-a`."""
-    return [given.partition("/")[2] for given in options.kernelver if "/" in given] + list(options.arch)
 
 
 def _full(word: str) -> str:
@@ -135,32 +118,17 @@ def _positional(found: Arguments, word: str) -> None:
         if found.verb:
             raise Refused(4, "more than one action was given")
         found.verb = word
-    elif os.path.isfile(word) and word.endswith("dkms.conf"):
-        found.tree = os.path.dirname(word) or "."
-    elif os.path.isdir(word) and os.path.isfile(os.path.join(word, "dkms.conf")):
-        found.tree = word
-    elif os.path.isfile(word):
-        found.archive = word
+        return
+    tree, archive = source_given(word)
+    if tree:
+        found.tree = tree
+    elif archive:
+        found.archive = archive
     elif not found.module:
         found.module, version = _module(word)
         found.version = version or found.version
     else:
         found.unknown.append(word)
-
-
-def _check(found: Arguments) -> None:
-    options = found.options
-    if options.source_only and options.binaries_only:
-        raise Refused(8, "both --binaries-only and --source-only were given")
-    if not all(given.partition("/")[0] for given in options.kernelver):
-        raise Refused(16, "an empty kernel was given to -k")
-    archs = _given_archs(options)
-    if len(archs) > 1 and len(archs) != len(options.kernelver):
-        raise Refused(1, "as many architectures as kernels, or one, must be given")
-    if options.all and options.kernelver:
-        raise Refused(2, "a kernel and --all cannot both be given")
-    if options.all and archs:
-        raise Refused(3, "an architecture and --all cannot both be given")
 
 
 def print_usage() -> None:
@@ -176,3 +144,6 @@ def complain(sentence: str) -> None:
 def warn(sentence: str) -> None:
     """Something that stops nothing."""
     print(f"Warning: {sentence}", file=sys.stderr)
+
+
+__all__ = ["VERBS", "Arguments", "Refused", "complain", "parse", "print_usage", "warn"]

@@ -2,14 +2,11 @@
 """One call of a verb of `dkms`: what it is about, or why it cannot be done (DKMS's checks before its verbs)."""
 
 import os
-from contextlib import suppress
 
-from kmodhookd.announce.text import WaitPrinter
+from kmodhookd.cli.alike import check_archs, teller
 from kmodhookd.cli.dkmsargs import Arguments, Refused
-from kmodhookd.cli.options import job_line
-from kmodhookd.observe import decisions, dkmstree
+from kmodhookd.observe import dkmstree
 from kmodhookd.observe.kernels import running_release
-from kmodhookd.protocol import WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 from kmodhookd.verbs import Verbs
@@ -23,33 +20,13 @@ class Call:
         self.settings = settings
         self.arguments = arguments
         self._verbs: Verbs | None = None
-        self._waits = WaitPrinter("dkms")
 
     @property
     def verbs(self) -> Verbs:
         """The engine; asked for when a verb is about to change something, since only root may."""
         if self._verbs is None:
-            self._verbs = Verbs(self.root, self.settings, self._tell)
+            self._verbs = Verbs(self.root, self.settings, teller("dkms", self.root, self.settings))
         return self._verbs
-
-    def _tell(self, event: WorkerEvent) -> None:
-        self._waits(event)
-        job, line = event.job, job_line(event)
-        if line:
-            print(line, flush=True)
-        if job is not None and job.kind == "finished" and (self.settings.dkms.verbose or self.arguments.options.debug):
-            self._show_log(job.module, job.version, job.kernel)
-
-    def _show_log(self, module: str, version: str, kernel: str) -> None:
-        for kind in ("failures", "records"):
-            for cell in decisions.recorded_cells(self.root, kind):
-                if cell[:3] != (module, version, kernel):
-                    continue
-                known = decisions.failure(self.root, cell) if kind == "failures" else decisions.record(self.root, cell)
-                if known is not None and known.log:
-                    with suppress(OSError):
-                        print(self.root.resolve(known.log).read_text("utf-8", "replace"), flush=True)
-                    return
 
     # --- what a verb needs ------------------------------------------------------------------------------------------
 
@@ -72,18 +49,13 @@ class Call:
     def kernels(self) -> list[str]:
         """The kernels that were named; else the running one, where that is this system's."""
         if self.arguments.kernels:
-            self._check_archs()
+            if self.arguments.verb in ("build", "install", "match"):
+                check_archs(arch for _, arch in self.arguments.kernels)
             return list(dict.fromkeys(release for release, _ in self.arguments.kernels))
         running = running_release(self.root)
         if not running:
             raise Refused(1, "in a chroot or container no kernel is running [name one with -k]")
         return [running]
-
-    def _check_archs(self) -> None:
-        machine = os.uname().machine
-        strange = [arch for _, arch in self.arguments.kernels if arch not in ("", machine, "i686")]
-        if strange and self.arguments.verb in ("build", "install", "match"):
-            raise Refused(12, f"kernels of {strange[0]} cannot be served on {machine}")
 
     def one_kernel(self) -> str:
         """The one kernel that this verb is about."""

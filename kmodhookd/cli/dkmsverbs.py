@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kmodhookd.act import mok
+from kmodhookd.cli import alike
 from kmodhookd.cli.dkmsargs import Arguments, Refused, complain
 from kmodhookd.cli.dkmscall import Call
+from kmodhookd.cli.options import check_trees
 from kmodhookd.errors import AccessDenied, AlreadyThere, Fault, InvalidArgument, NotFound
 from kmodhookd.model import FailureClass
 from kmodhookd.observe import dkmstree
@@ -41,8 +42,7 @@ def run(root: Root, settings: Settings, arguments: Arguments) -> int:
     """Do the verb; DKMS's exit code."""
     call = Call(root, settings, arguments)
     try:
-        if arguments.options.dkms_tree and not root.resolve(settings.dkms_tree).is_dir():
-            raise Refused(1, f"no write access to DKMS tree at {settings.dkms_tree} [it is not there]")
+        check_trees(root, settings, arguments.options)
         return VERBS[arguments.verb](call)
     except Refused as refused:
         complain(str(refused))
@@ -113,7 +113,10 @@ def _take_away(call: Call) -> int:
         if (release, arch) not in version.built:
             print(f"Module {version.module}/{version.version} is not built for kernel {release} ({arch}). Skipping...")
     kind = TAKE_AWAY[given.verb]
-    kernels = [] if given.all else [release for release, _ in targets]
+    others = alike.of_another_arch(version.built, targets)
+    if targets and len(others) == len(targets):
+        return 0
+    kernels = [] if given.all else [release for release, arch in targets if (release, arch) not in others]
     return _finish(call.verbs.take_away(kind, version.module, version.version, kernels, strict=False))
 
 
@@ -125,8 +128,7 @@ def _match(call: Call) -> int:
     if template == kernel:
         raise Refused(2, "the template kernel and the specified kernel are the same")
     module = call.arguments.module
-    if module and module not in {name for name, _ in dkmstree.read(call.root, call.settings).versions}:
-        raise Refused(3, f"the module {module} is not located in the DKMS tree")
+    alike.check_known(call.root, call.settings, module)
     try:
         results = call.verbs.match(template, kernel, module)
     except NotFound as fault:
@@ -180,7 +182,7 @@ def _autoinstall(call: Call) -> int:
     named = given.kernels or given.all or running_release(call.root)
     kernels = [call.one_kernel()] if named else []
     if call.settings.dkms.no_autoinstall:
-        print(f"Automatic installation of modules is disabled by {call.settings.dkms.no_autoinstall}.")
+        print(alike.switched_off(call.settings))
         return 0
     try:
         return _worst([_report(one) for one in call.verbs.autoinstall(kernels)])
@@ -213,15 +215,12 @@ def _kernel_verb(call: Call) -> int:
     if len(call.arguments.kernels) != 1:
         raise Refused(4, f"{call.arguments.verb} needs exactly one kernel, by -k")
     kernel = call.one_kernel()
-    verbs = call.verbs
-    result = verbs.kernel_prerm(kernel) if call.arguments.verb == "kernel_prerm" else verbs.kernel_preinst(kernel)
+    result = alike.kernel_verb(call.verbs, call.arguments.verb, kernel)
     return KERNEL_VERB_FAILED if _finish(result) else 0
 
 
 def _generate_mok(call: Call) -> int:
-    verbs = call.verbs  # root's business
-    for sentence in mok.generate_mok(verbs.root, verbs.settings):
-        print(sentence)
+    alike.generate_mok(call.verbs)
     return 0
 
 
@@ -257,9 +256,7 @@ def _load(call: Call, *, again: bool = False) -> archives.Loaded:
 
     given = call.arguments
     try:
-        if given.archive:
-            return archives.load(call.verbs, Path(given.archive), again=again)
-        return archives.add_tree(call.verbs, Path(given.tree), again=again)
+        return alike.load(call.verbs, given.tree, given.archive, again=again)
     except AlreadyThere as fault:
         raise Refused(3, str(fault)) from None
     except BadConf as fault:

@@ -39,8 +39,8 @@ class Parser(argparse.ArgumentParser):
         sys.exit(Exit.USAGE)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The whole command line, or as much of it as these words need."""
     top = Parser(
         prog="kmodhookctl", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     _reading(verbs)
     _asking(verbs)
-    _engine(verbs)
+    _engine(verbs, words)
     from kmodhookd.cli import hook
 
     hook.add_parser(verbs)
@@ -118,59 +118,38 @@ def _asking(verbs: "argparse._SubParsersAction[Parser]") -> None:
         verb.add_argument("--timeout", metavar="SECONDS", type=float, default=0.0, help="wait no longer than this")
 
 
-ENGINE = (
-    *("add", "build", "install", "uninstall", "unbuild", "remove"),
-    *("autoinstall", "match", "mktarball", "ldtarball"),
-)
+ENGINE = {
+    "add": "register a module's source, a source tree or an archive, and take back an earlier removal",
+    "build": "build a module, a source tree or an archive for kernels",
+    "install": "build if needed and install a module, a source tree or an archive on kernels",
+    "uninstall": "take a module out of kernels' trees; it is not put back until asked for",
+    "unbuild": "uninstall a module and forget what was built of it",
+    "remove": "uninstall a module everywhere and forget it; its source stays",
+    "autoinstall": "build and install what is registered and says AUTOINSTALL, also what failed before",
+    "match": "install on a kernel what is installed on another",
+    "mktarball": "pack a module's source and what is built of it",
+    "ldtarball": "load an archive of mktarball, or any with a dkms.conf",
+    "kernel_preinst": "before a kernel is replaced by one of the same name: what is built for it counts as outdated",
+    "kernel_postinst": "autoinstall on a kernel that has come",
+    "kernel_prerm": "before a kernel is removed: what is built for it goes",
+    "generate_mok": "make the key pair that modules are signed with, if there is none",
+}
 
 
-def _engine(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    from kmodhookd.cli.options import add_build_options
+def _engine(verbs: "argparse._SubParsersAction[Parser]", words: Sequence[str] | None) -> None:
+    """All are listed. Only the one that is called learns its options, since the other verbs should start fast."""
+    for name, text in ENGINE.items():
+        verb = _verb(verbs, name, text)
+        if words is None or name in words:
+            from kmodhookd.cli import engineargs
 
-    words = {
-        "add": "register a module's source, a source tree or an archive, and take back an earlier removal",
-        "build": "build a module for kernels",
-        "install": "build if needed and install a module on kernels",
-        "uninstall": "take a module out of kernels' trees; it is not put back until asked for",
-        "unbuild": "uninstall a module and forget what was built of it",
-        "remove": "uninstall a module everywhere and forget it; its source stays",
-        "autoinstall": "build and install what is registered and says AUTOINSTALL, also what failed before",
-        "match": "install on a kernel what is installed on another",
-        "mktarball": "pack a module's source and what is built of it",
-        "ldtarball": "load an archive of mktarball, or any with a dkms.conf",
-    }
-    for name in ENGINE:
-        verb = _verb(verbs, name, words[name])
-        if name == "ldtarball":
-            verb.add_argument("archive", metavar="ARCHIVE")
-        elif name != "autoinstall":
-            _module(verb, optional=name == "match")
-        if name == "match":
-            verb.add_argument(
-                "--templatekernel", metavar="KERNEL", required=True, help="the kernel that is the example"
-            )
-            verb.add_argument(
-                "-k", "--kernel", metavar="KERNEL", action="append", required=True, help="the kernel to serve"
-            )
-        elif name != "ldtarball":
-            text = "repeatable; default: all"
-            verb.add_argument("-k", "--kernel", metavar="KERNEL", action="append", default=[], help=text)
-        verb.add_argument("--root", metavar="DIR", default="/", help="work on the system in DIR")
-        if name == "mktarball":
-            verb.add_argument("--archive", metavar="FILE", default="", help="its name, or where it goes")
-            verb.add_argument("--source-only", action="store_true", help="the source alone")
-            verb.add_argument("--binaries-only", action="store_true", help="without the source")
-        elif name in ("build", "install", "autoinstall", "match"):
-            add_build_options(verb)
-        elif name in ("add", "ldtarball"):
-            verb.add_argument("--force", action="store_true", help="over what is there already")
-        else:
-            verb.add_argument("--no-depmod", action="store_true", help="leave the index of modules alone")
+            engineargs.fill(name, verb)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Nothing that goes wrong ends in a traceback."""
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser(words).parse_args(words)
     try:
         return _dispatch(arguments)
     except Fault as fault:

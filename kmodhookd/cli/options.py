@@ -4,6 +4,8 @@
 import argparse
 import hashlib
 import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kmodhookd.root import Root
@@ -13,13 +15,41 @@ if TYPE_CHECKING:
     from kmodhookd.settings import Settings
 
 
-def add_build_options(parser: argparse.ArgumentParser) -> None:
-    """Options of what builds or installs, under DKMS's names."""
+class Refused(Exception):
+    """A command line that is not one: DKMS's exit code, and a sentence. `kmodhookctl` has one code for all of them."""
+
+    def __init__(self, code: int, sentence: str, *, usage: bool = False) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.usage = usage
+
+
+def add_conf_options(parser: argparse.ArgumentParser) -> None:
+    """What is read instead of a dkms.conf, or after it."""
     parser.add_argument("-c", dest="conf", metavar="FILE", default="", help="read this instead of the dkms.conf")
     parser.add_argument(
         "--directive", metavar="NAME=VALUE", action="append", default=[], help="set a directive after all files"
     )
     parser.add_argument("--config", metavar="FILE", default="", help="the kernel's configuration")
+
+
+def add_tree_options(parser: argparse.ArgumentParser) -> None:
+    """The three directories, elsewhere."""
+    parser.add_argument("--dkmstree", dest="dkms_tree", metavar="DIR", default="", help="instead of /var/lib/dkms")
+    parser.add_argument("--sourcetree", dest="source_tree", metavar="DIR", default="", help="instead of /usr/src")
+    parser.add_argument("--installtree", dest="install_tree", metavar="DIR", default="", help="instead of /lib/modules")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """How much is said."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing")
+    parser.add_argument("--verbose", action="store_true", help="show what the compiler says")
+    parser.add_argument("--debug", action="store_true", help="as --verbose")
+
+
+def add_build_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what builds or installs, under DKMS's names."""
+    add_conf_options(parser)
     parser.add_argument("--kernelsourcedir", metavar="DIR", default="", help="the kernel's headers")
     parser.add_argument("--force", action="store_true", help="also when it is there, or something speaks against it")
     parser.add_argument(
@@ -65,7 +95,7 @@ def settings_for(root: Root, arguments: argparse.Namespace, module: str = "", ve
         update={
             "symlink_modules": loaded.dkms.symlink_modules or flag("symlink_modules"),
             "modprobe_on_install": loaded.dkms.modprobe_on_install or flag("modprobe_on_install"),
-            "verbose": loaded.dkms.verbose or flag("verbose"),
+            "verbose": loaded.dkms.verbose or flag("verbose") or flag("debug"),
         }
     )
     changes: dict[str, object] = {"invocation": invocation, "dkms": dkms}
@@ -92,6 +122,56 @@ def apart(root: Root, settings: "Settings") -> Root:
     names = "\0".join(root.inside(tree) for tree in trees[1])
     digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
     return Root(root.prefix, state=f"{root.state}/trees/{digest[:16]}")
+
+
+def paired(kernels: Sequence[str], archs: Sequence[str], *, every: bool = False) -> tuple[list[tuple[str, str]], str]:
+    """The kernels of `-k K[/A]` and `-a A`, each with its architecture ("" = its own); the one that stands for all.
+
+    One architecture is meant for each kernel. `every`: `--all` was given, which goes with neither.
+    """
+    releases = [given.partition("/")[0] for given in kernels]
+    named = [given.partition("/")[2] for given in kernels if "/" in given] + list(archs)
+    if not all(releases):
+        raise Refused(16, "an empty kernel was given to -k")
+    if len(named) > 1 and len(named) != len(releases):
+        raise Refused(1, "as many architectures as kernels, or one, must be given")
+    if every and releases:
+        raise Refused(2, "a kernel and --all cannot both be given")
+    if every and named:
+        raise Refused(3, "an architecture and --all cannot both be given")
+    each = named * max(1, len(releases)) if len(named) == 1 else named
+    each = [*each, *[""] * (len(releases) - len(each))]
+    return list(zip(releases, each, strict=False)), each[0] if each else ""
+
+
+def check_parts(options: argparse.Namespace) -> None:
+    """`mktarball` leaves out one thing at most."""
+    if options.source_only and options.binaries_only:
+        raise Refused(8, "both --binaries-only and --source-only were given")
+
+
+def source_given(word: str) -> tuple[str, str]:
+    """The source tree and the archive that a word means, in DKMS's order: a dkms.conf, a directory with one, any file."""
+    if os.path.isfile(word) and word.endswith("dkms.conf"):
+        return os.path.dirname(word) or ".", ""
+    if os.path.isdir(word) and os.path.isfile(os.path.join(word, "dkms.conf")):
+        return word, ""
+    return "", word if os.path.isfile(word) else ""
+
+
+def check_trees(root: Root, settings: "Settings", options: argparse.Namespace) -> None:
+    """A DKMS tree that is named must be there, since a slip of the pen would be one as well."""
+    if options.dkms_tree and not root.resolve(settings.dkms_tree).is_dir():
+        raise Refused(1, f"no write access to DKMS tree at {settings.dkms_tree} [it is not there]")
+
+
+def be_quiet() -> None:
+    """Say nothing any more, nor let those say something who are called."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 def job_line(event: "WorkerEvent") -> str:

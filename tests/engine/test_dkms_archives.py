@@ -118,7 +118,9 @@ def test_the_same_by_kmodhookctl(site: Site, tmp_path: Path) -> None:
     assert len(site.agreed("ctl")) == 2
     archive = tmp_path / "ctl.tar.zst"
     assert ctl("mktarball", "ctl/1.0", "-k", site.k2, "--archive", str(archive)) == 3, "it is a copy of the other's"
-    assert ctl("build", "--force", "ctl/1.0", "-k", site.k2) == 0
+    assert site.capsys is not None and site.capsys.readouterr()
+    assert ctl("build", "--force", "-m", "ctl", "-v", "1.0", "-k", f"{site.k2}/{ARCH}", "--verbose") == 0
+    assert "ctl.o" in site.capsys.readouterr().out, "the compiler's words"
     assert ctl("mktarball", "ctl/1.0", "-k", site.k2, "--archive", str(archive)) == 0
     assert ctl("remove", "ctl/1.0") == 0
     shutil.rmtree(site.overlay.path("/usr/src/ctl-1.0"))
