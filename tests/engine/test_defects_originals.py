@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """In-tree modules that give way: what real DKMS (3.0.10) does to them where it touches them at all (not on Debian)."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bed.kernels import Kernels
+from dkmsoracle import LATER_DKMS, put_later_dkms
 from peers import Pair, pair
 
-from kmodhookd.model import DecisionKind, State
+from kmodhookd.model import DecisionKind, FailureClass, State
+from kmodhookd.observe import decisions
 
 pytestmark = pytest.mark.engine
 
@@ -85,3 +88,31 @@ def test_killed_between_archiving_and_installing(both: Pair) -> None:
     assert not both.ours.verbs().take_away(DecisionKind.REMOVED, "dummy", "", ()).failed
     assert [path.exists() for path in in_tree(both)] == [False, True]
     assert in_tree(both)[1].read_bytes() == own
+
+
+@pytest.mark.full
+def test_no_room_to_install(both: Pair) -> None:
+    """The original is moved away before the disk is full. 3.2 does not put it back, nor does its `remove`."""
+    own = in_tree(both)[0].read_bytes()
+    both.source("dummy", body="char large[200000] = {1};", conf=[f'DEST_MODULE_LOCATION[0]="{PLACE}"'])
+    put_later_dkms(both.theirs)
+    both.theirs.run([LATER_DKMS, "build", "dummy/1.0", "-k", both.k1])
+    pages = -(-len(own) // 4096)
+    with both.little_room(f"/usr/lib/modules/{both.k1}{PLACE}", size=f"{pages * 4}k"):
+        theirs, ours = in_tree(both)
+        for path in (theirs, ours):
+            path.write_bytes(own)
+        done = both.theirs.run([LATER_DKMS, "install", "dummy/1.0", "-k", both.k1], check=False)
+        assert done.returncode == 6 and theirs.stat().st_size == pages * 4096, (
+            "one that is cut off, for modprobe to find"
+        )
+        torn = theirs.read_bytes()
+        both.ours.one_pass()
+        failed = decisions.failure(both.ours.root, ("dummy", "1.0", both.k1, "x86_64"))
+        assert failed is not None and failed.cause is FailureClass.SPACE
+        assert [path.name for path in ours.parent.iterdir()] == ["dummy.ko"] and ours.read_bytes() == own
+        for path in (theirs, ours):  # somebody makes room
+            subprocess.run(["mount", "-o", "remount,size=1m", path.parent], check=True)
+        both.theirs.run([LATER_DKMS, "remove", "dummy/1.0", "--all"])
+        assert not both.ours.verbs().take_away(DecisionKind.REMOVED, "dummy", "", ()).failed
+        assert (theirs.read_bytes(), ours.read_bytes()) == (torn, own) and torn != own

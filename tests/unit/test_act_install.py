@@ -253,6 +253,39 @@ def test_a_full_disk_leaves_the_old_modules(small_tree: Root) -> None:
     assert link(root) == f"1.0/{K}/x86_64" and not journal.entries(root)
 
 
+@pytest.mark.parametrize("bad", ("foo.ko", "bar.ko"))
+def test_a_disk_that_does_not_keep_what_is_written_leaves_the_old_modules(
+    system: System, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    """No call fails; only reading it back tells."""
+    root = system()
+    built(root)
+    record = put_in(root, recipe())
+    before = tree_of(root)
+    built(root, "2.0")
+
+    def flips_a_bit(source: int, target: int) -> None:
+        content = bytearray(os.read(source, 1 << 20))
+        content[0] ^= os.readlink(f"/proc/self/fd/{source}").endswith(bad)
+        os.write(target, content)
+
+    monkeypatch.setattr(transaction, "copy_content", flips_a_bit)
+    with pytest.raises(BuildFailed, match="not what is read back"):
+        put_in(root, recipe("2.0"))
+    assert tree_of(root) == before and not journal.entries(root)
+    assert files(root) == {f"{UPDATES}/foo.ko": "foo 1.0", f"{UPDATES}/bar.ko": "bar 1.0"}
+    assert decisions.record(root, ("foo", "1.0", K, "x86_64")) == record
+    monkeypatch.undo()
+    put_in(root, recipe("2.0"))
+    assert files(root) == {f"{UPDATES}/foo.ko": "foo 2.0", f"{UPDATES}/bar.ko": "bar 2.0"}
+
+
+def tree_of(root: Root) -> object:
+    """All files of the kernel's tree, and which version is the active one."""
+    tree = root.prefix / TREE.strip("/")
+    return sorted(path for path in tree.rglob("*")), files(root), link(root)
+
+
 # --- the DKMS tree --------------------------------------------------------------------------------------------------
 
 
