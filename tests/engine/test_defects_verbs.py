@@ -118,6 +118,7 @@ def test_a_pre_build_that_ends_with_77(fresh: Site) -> None:
     assert not fresh.file("fails", fresh.k1).exists()
 
 
+@pytest.mark.full
 def test_two_names_in_one_build_depends(site: Site) -> None:
     """To 3.2 it is one name, with a space in it, of a module that nobody has."""
     tiny_source(site.overlay, "first")
