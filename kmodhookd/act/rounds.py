@@ -3,7 +3,22 @@
 
 from dataclasses import dataclass, field
 
-from kmodhookd.model import Action, ActionKind, Headers, HeadersState, Inventory, Kernel, Placement, Plan, Source, State
+from kmodhookd.model import (
+    Action,
+    ActionKind,
+    Headers,
+    HeadersState,
+    Inventory,
+    Kernel,
+    Placement,
+    Plan,
+    Recipe,
+    Source,
+    State,
+)
+from kmodhookd.observe.inventory import recipe_without_kernel
+from kmodhookd.root import Root
+from kmodhookd.settings import Settings
 
 PRODUCING = (ActionKind.BUILD, ActionKind.REUSE, ActionKind.INSTALL)
 
@@ -47,6 +62,15 @@ class Round:
         if not makes or placement is None or placement.recipe is None:
             return ()
         return tuple(name for name in placement.recipe.depends if name != action.module)
+
+    def recipe_of_version(self, root: Root, settings: Settings, name: tuple[str, str]) -> Recipe | None:
+        """A recipe for what belongs to a version and to no kernel: of one that this is asked for, if there is any kernel."""
+        there = [one for one in self.inventory.placements if (one.module, one.version) == name]
+        if not there:
+            return recipe_without_kernel(root, settings, self.sources[name])
+        asked = {one.kernel for one in self.plan.actions if (one.module, one.version) == name}
+        usable = [one.recipe for one in sorted(there, key=lambda one: one.kernel not in asked) if one.recipe]
+        return usable[0] if usable else None
 
     def kernel(self, action: Action) -> Kernel:
         """The action's kernel; a bare one when only the DKMS tree still knows of it."""

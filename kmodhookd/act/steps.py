@@ -38,7 +38,7 @@ from kmodhookd.model import (
 )
 from kmodhookd.observe import decisions, families
 from kmodhookd.observe.initramfs import taken_out
-from kmodhookd.observe.inventory import look, recipe_without_kernel
+from kmodhookd.observe.inventory import look
 from kmodhookd.plan import cells, intree
 from kmodhookd.plan import decisions as standing
 from kmodhookd.plan.planner import ASKED, RENEWAL
@@ -275,10 +275,7 @@ class Work:
         return self._script(now, action, "pre_install")
 
     def _script(self, now: Round, action: Action, kind: Kind) -> bool:
-        """Run a script of dkms.conf that runs as root, outside of the engine lock. Whether to go on.
-
-        Only PRE_INSTALL can forbid anything; what the others come to is a problem that is told.
-        """
+        """Run a script of dkms.conf as root, outside of the engine lock. Whether to go on: only PRE_INSTALL can forbid it."""
         placement = now.placements.get((action.module, action.version, action.kernel))
         if placement is None or placement.recipe is None:
             return True
@@ -349,17 +346,11 @@ class Work:
                 self._post_add(now, action)
 
     def _post_add(self, now: Round, action: Action) -> None:
-        """POST_ADD belongs to a version, not to a kernel: it is run once, with a kernel that this is asked for."""
-        name = (action.module, action.version)
-        asked = {one.kernel for one in now.plan.actions if (one.module, one.version) == name}
-        there = [one for one in now.inventory.placements if (one.module, one.version) == name]
-        usable = [one.recipe for one in sorted(there, key=lambda one: one.kernel not in asked) if one.recipe]
+        """POST_ADD is run once for a version, with a kernel that this is asked for."""
         faults: list[Fault] = []
         with self._apart(_name(action), faults.append):
-            if not there:
-                usable = [recipe_without_kernel(self.root, self.settings, now.sources[name])]
-        for recipe in usable[:1]:
-            faults += self._run_script(recipe, "post_add")
+            recipe = now.recipe_of_version(self.root, self.settings, (action.module, action.version))
+            faults += self._run_script(recipe, "post_add") if recipe else []
         self.problems += [str(fault) for fault in faults]
 
     def _apply(self, now: Round, action: Action) -> None:

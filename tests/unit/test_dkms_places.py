@@ -151,10 +151,10 @@ class TestAutoinstaller:
         place.programs(dkms_autoinstall=11)
         assert place.run(AUTOINSTALLER, "start", K).returncode == 11
 
-    def test_without_headers_nothing_is_tried(self, place: Place) -> None:
-        done = place.run(AUTOINSTALLER, "start", K)
-        assert done.returncode == 0 and K in done.stdout
-        assert place.calls() == []
+    def test_without_headers_it_is_told_by_name_and_fails_nobody(self, place: Place) -> None:
+        place.programs(dkms_autoinstall=21)
+        assert place.run(AUTOINSTALLER, "start", K).returncode == 0
+        assert place.calls() == [f"dkms autoinstall --kernelver {K}"]
 
     def test_an_administrators_switch_counts(self, place: Place) -> None:
         place.path(f"/lib/modules/{K}/build/include").mkdir(parents=True)
