@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Sources and builds that somebody hands in: a directory, an archive with a dkms.conf, or one that `mktarball` made.
 
-A source is copied to SOURCE_TREE/NAME-VERSION as DKMS does (what is hidden at its top stays behind; with `force` an
+A source is copied to SOURCE_TREE/NAME-VERSION as DKMS does (but for its history in `.git` and the like; with `force` an
 older copy is replaced, else the new files come over it). Builds land in the DKMS tree, if each module of theirs is whole
 and for the kernel that it says to be for.
 """

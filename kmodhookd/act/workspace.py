@@ -25,6 +25,7 @@ from kmodhookd import confine, store
 from kmodhookd.act.bounds import need_room
 from kmodhookd.errors import Fault
 from kmodhookd.model import Recipe, Source
+from kmodhookd.observe.names import HISTORY
 from kmodhookd.root import Root
 from kmodhookd.run import run
 
@@ -157,19 +158,19 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def copy_source(origin: Path, target: Path) -> None:
-    """Copy a source to where it is to stay: ours, and without what is hidden at its top. OSError as `prepare`."""
-    _copy_tree(origin, target, 0, 0, hidden=False)
+    """Copy a source to where it is to stay: ours, and without its history. OSError as `prepare`."""
+    _copy_tree(origin, target, 0, 0, without=HISTORY)
 
 
-def _copy_tree(origin: Path, target: Path, uid: int, gid: int, *, hidden: bool = True) -> int:
+def _copy_tree(origin: Path, target: Path, uid: int, gid: int, *, without: frozenset[str] = frozenset()) -> int:
     """Copy files, directories and links (as links, never what they lead to). Number of .c files copied.
 
     Anything else (a FIFO, a socket, a device) is left out: no source is made of those. Times are kept, since make goes
-    by them; of the modes only who may execute. `hidden`: also what is hidden at the top.
+    by them; of the modes only who may execute. `without`: names at the top that stay behind.
     """
     fd = os.open(origin, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        names = [name for name in os.listdir(fd) if hidden or not name.startswith(".")]
+        names = [name for name in os.listdir(fd) if name not in without]
         return sum(_copy_directory(fd, names, target, uid, gid, MAX_DEPTH))
     finally:
         os.close(fd)

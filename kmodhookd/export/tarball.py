@@ -2,27 +2,39 @@
 """`mktarball`: a version's source and what was built of it in one archive that DKMS's `ldtarball` takes as well.
 
 ./dkms_main_tree/KERNEL/ARCH/{module,log}/…   what is built, for each kernel that was asked for
-./dkms_source_tree/…                          the source without hidden files at its top, or
+./dkms_source_tree/…                          the source without its history in `.git` and the like, or
 ./dkms_binaries_only/{PACKAGE_NAME,PACKAGE_VERSION,dkms.conf}
 """
 
+import bz2
+import contextlib
+import gzip
 import io
+import lzma
 import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
 from kmodhookd.errors import Fault
 from kmodhookd.observe.dkmstree import Version
+from kmodhookd.observe.names import HISTORY
 from kmodhookd.root import Root
 from kmodhookd.run import run
 
 LONGEST = 200  # characters of the list of kernels in a name
 ZSTD = (".zst", ".tzst")
+GZIP = (".gz", ".tgz", ".taz")
+BZIP2 = (".bz2", ".tbz2", ".tbz", ".tz2")
+XZ = (".xz", ".txz")
+LZMA = (".lzma", ".tlz")
+UNKNOWN = (".Z", ".taZ", ".lz", ".lzo")  # which tar would compress as well
 
 Target = tuple[str, str]  # kernel release, architecture
+Compressed = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | IO[bytes]
 
 
 def tarball_name(version: Version, kernels: Sequence[Target]) -> str:
@@ -35,6 +47,10 @@ def tarball_name(version: Version, kernels: Sequence[Target]) -> str:
 
 def make_tarball(root: Root, version: Version, kernels: Sequence[Target], target: Path, *, binaries_only: bool) -> None:
     """Write the archive to `target`, whole or not at all, compressed as its name says."""
+    if target.suffix in UNKNOWN:
+        raise Fault(
+            f"nothing here compresses as {target.suffix} says", where=str(target), hint="name it .tar.gz or .tar.xz"
+        )
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +78,7 @@ def _write(
     *,
     binaries_only: bool,
 ) -> None:
-    with _opened(target.suffix, file) as tar:
+    with _compressed(target.suffix, file) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
         _directory(tar, ".")
         _directory(tar, "./dkms_main_tree")
         for release, arch in kernels:
@@ -78,20 +94,19 @@ def _write(
         else:
             _directory(tar, "./dkms_source_tree")
             for entry in sorted(root.resolve(f"{version.directory}/source").iterdir()):
-                if not entry.name.startswith("."):
+                if entry.name not in HISTORY:
                     tar.add(entry, f"./dkms_source_tree/{entry.name}", filter=_as_root)
 
 
-def _opened(suffix: str, file: IO[bytes]) -> tarfile.TarFile:
-    """An archive to be written, compressed as a suffix says (zstd: when it is done)."""
-    match suffix:
-        case ".gz" | ".tgz":
-            return tarfile.open(fileobj=file, mode="w:gz", format=tarfile.GNU_FORMAT)
-        case ".bz2":
-            return tarfile.open(fileobj=file, mode="w:bz2", format=tarfile.GNU_FORMAT)
-        case ".xz" | ".txz":
-            return tarfile.open(fileobj=file, mode="w:xz", format=tarfile.GNU_FORMAT)
-    return tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT)
+def _compressed(suffix: str, file: IO[bytes]) -> AbstractContextManager[Compressed]:
+    """Where to write, to have it compressed as a suffix says (zstd: when it is done)."""
+    if suffix in GZIP:
+        return gzip.GzipFile("", "wb", fileobj=file)
+    if suffix in BZIP2:
+        return bz2.BZ2File(file, "wb")
+    if suffix in (*XZ, *LZMA):
+        return lzma.LZMAFile(file, "wb", format=lzma.FORMAT_ALONE if suffix in LZMA else lzma.FORMAT_XZ)
+    return contextlib.nullcontext(file)
 
 
 def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -6,6 +6,11 @@ from typing import Literal
 SUFFIXES: dict[str, Literal["", "gz", "xz", "zst"]] = {".ko": "", ".ko.gz": "gz", ".ko.xz": "xz", ".ko.zst": "zst"}
 
 
+HISTORY = frozenset(
+    {".git", ".svn", ".hg", ".bzr"}
+)  # at the top of a source: what it was, often larger than what it is
+
+
 def module_name(filename: str) -> str:
     """The name without directory, `.ko` and compression suffix; "" when it is not a module's file name."""
     base = filename.rpartition("/")[2]

@@ -94,6 +94,8 @@ def pack(
     if entry is None:
         raise NotFound("no such module is added", where=f"{module}/{version}", hint="dkms status lists those there are")
     targets = list(kernels)
+    if not targets and not source_only:  # it would get the name of an archive of the source alone
+        raise NotBuilt("nothing is built", where=f"{module}/{version}", hint="--source-only packs its source alone")
     missing = [target for target in targets if target not in entry.built]
     if missing and not source_only:
         raise NotBuilt(f"nothing is built for {missing[0][0]} ({missing[0][1]})", where=f"{module}/{version}")

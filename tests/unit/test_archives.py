@@ -19,6 +19,7 @@ from kmodhookd.export.tarball import make_tarball, tarball_name
 from kmodhookd.observe.dkmstree import Version
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
+from kmodhookd.verbs.archives import NotBuilt, pack
 
 K = "6.1.0-56-amd64"
 CONF = 'PACKAGE_NAME="foo"\nPACKAGE_VERSION="1.0"\nBUILT_MODULE_NAME[0]="foo"\nDEST_MODULE_LOCATION[0]="/updates"\n'
@@ -159,13 +160,13 @@ def test_any_archive_with_a_conf(root: Root, tmp_path: Path) -> None:
 
 def test_a_source_is_copied_as_dkms_does(root: Root, tmp_path: Path) -> None:
     source = tmp_path / "checkout"
-    trees.make(source, {"/dkms.conf": CONF, "/.git/config": "x", "/sub/.keep": "", "/new.c": "new"})
+    trees.make(source, {"/dkms.conf": CONF, "/.git/config": "x", "/.rules": "", "/sub/.keep": "", "/new.c": "new"})
     (source / "pipe").unlink(missing_ok=True)
     os.mkfifo(source / "pipe")
     found = incoming.in_directory(root, SETTINGS, source)
     target = root.prefix / "usr/src/foo-1.0"
     assert incoming.copy_source(root, SETTINGS, found, force=False) == "/usr/src/foo-1.0"
-    assert sorted(path.name for path in target.rglob("*")) == [".keep", "dkms.conf", "new.c", "sub"]
+    assert sorted(path.name for path in target.rglob("*")) == [".keep", ".rules", "dkms.conf", "new.c", "sub"]
     (target / "old.c").write_text("old")
     (source / "new.c").write_text("newer")
     incoming.copy_source(root, SETTINGS, found, force=False)
@@ -226,9 +227,21 @@ def test_names_of_tarballs() -> None:
     assert tarball_name(version, two * 10) == "foo-1.0-manykernels.dkms.tar.gz"
 
 
-@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"])
+_STARTS = {
+    b"./\0": "tar",
+    b"\x1f\x8b": "tar.gz tgz",
+    b"BZh": "tar.bz2 tbz2 tbz",
+    b"\xfd7zXZ": "tar.xz txz",
+    b"\x5d\0\0": "tar.lzma tlz",
+    b"\x28\xb5\x2f\xfd": "tar.zst",
+}
+MAGIC = {suffix: start for start, suffixes in _STARTS.items() for suffix in suffixes.split()}
+
+
+@pytest.mark.parametrize("suffix", MAGIC)
 def test_what_is_packed_can_be_unpacked(root: Root, tmp_path: Path, suffix: str) -> None:
-    source = {"/usr/src/foo-1.0/dkms.conf": CONF, "/usr/src/foo-1.0/.git/x": "", "/usr/src/foo-1.0/src/a.c": "a"}
+    files = {"dkms.conf": CONF, ".git/x": "", ".rules": "all:", "src/a.c": "a"}
+    source = {f"/usr/src/foo-1.0/{name}": text for name, text in files.items()}
     tree = "/var/lib/dkms/foo/1.0"
     built = {f"{tree}/{K}/x86_64/module/foo.ko": "ko", f"{tree}/source": trees.Link("/usr/src/foo-1.0")}
     trees.make(root.prefix, {**source, **built})
@@ -238,9 +251,11 @@ def test_what_is_packed_can_be_unpacked(root: Root, tmp_path: Path, suffix: str)
     content = tmp_path / "content"
     content.mkdir()
     unpack(target, content)
-    files = sorted(str(path.relative_to(content)) for path in content.rglob("*") if path.is_file())
-    assert files == [
+    assert target.read_bytes().startswith(MAGIC[suffix]), "compressed as the name says"
+    there = sorted(str(path.relative_to(content)) for path in content.rglob("*") if path.is_file())
+    assert there == [
         f"dkms_main_tree/{K}/x86_64/module/foo.ko",
+        "dkms_source_tree/.rules",
         "dkms_source_tree/dkms.conf",
         "dkms_source_tree/src/a.c",
     ]
@@ -248,3 +263,16 @@ def test_what_is_packed_can_be_unpacked(root: Root, tmp_path: Path, suffix: str)
     make_tarball(root, version, [], target, binaries_only=True)
     with incoming.unpacked(root, SETTINGS, target) as found:
         assert found.source is None and found.conf.read_text() == CONF
+    with pytest.raises(Fault, match="nothing here compresses"):
+        make_tarball(root, version, [], tmp_path / "made/foo.tar.Z", binaries_only=True)
+
+
+@pytest.mark.parametrize("binaries_only", [False, True])
+def test_without_a_build_there_is_nothing_to_pack_but_the_source(root: Root, binaries_only: bool) -> None:
+    tree = "/var/lib/dkms/foo/1.0"
+    trees.make(root.prefix, {"/usr/src/foo-1.0/dkms.conf": CONF, f"{tree}/source": trees.Link("/usr/src/foo-1.0")})
+    made = pack(root, SETTINGS, "foo", "1.0", [], source_only=True)
+    before = made.read_bytes()
+    with pytest.raises(NotBuilt, match="nothing is built"):
+        pack(root, SETTINGS, "foo", "1.0", [], binaries_only=binaries_only)
+    assert made.read_bytes() == before
