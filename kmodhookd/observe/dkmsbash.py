@@ -5,16 +5,24 @@ One Bash process of the served root answers for all kernels, confined as the bui
 a time limit. It follows DKMS's `safe_source` (facts of 3.0 to 3.4): a file is sourced in a subshell, the directives are
 printed as assignments and those are evaluated a second time, which is what packages with `\\$(…)` in a value rely on.
 What comes back is data, NUL-separated, and is never evaluated.
+
+A file that the build user cannot read where it lies is handed to him as a copy (`_copies`).
 """
 
+import contextlib
+import dataclasses
+import fcntl
 import itertools
+import os
 import re
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from kmodhookd import confine, run
+from kmodhookd import confine, run, store
 from kmodhookd.errors import Fault
 from kmodhookd.model import Conf
 from kmodhookd.root import Root
@@ -23,6 +31,8 @@ TIMEOUT = 10.0  # seconds for the kernels that are asked about in one go; who go
 MEMORY = 1 << 30  # bytes of address space
 FILE_SIZE = 16 << 20
 MAX_NOTICES = 5
+MAX_SIZE = 256 << 10  # bytes of one file, as for those that are read statically
+DIRECTORY = f"{store.CACHE}/build"  # where what nobody holds a lock on is cleared away (`act.workspace.sweep`)
 
 # In DKMS's order, in which a directive's value may refer to an earlier one's when it is evaluated the second time.
 DIRECTIVES = (
@@ -106,6 +116,10 @@ class Question:
     files: tuple[str, ...]
 
 
+class Unreadable(Fault):
+    """A file that the build user cannot read."""
+
+
 def ask(
     root: Root, questions: Sequence[Question], names: Sequence[str] = DIRECTIVES, *, sandbox: str = confine.AUTO
 ) -> list[Conf | Fault]:
@@ -118,10 +132,22 @@ def ask(
     if not bash:
         fault = Fault("this file needs Bash, which is not there", hint="install bash")
         return [fault for _ in questions]
+    handed: frozenset[str] = frozenset()
+    while True:
+        answers = _ask_each(root, bash, questions, names, sandbox, handed)
+        closed = {answer.where for answer in answers if isinstance(answer, Unreadable)} - handed
+        if not closed or os.geteuid() != 0:
+            return answers
+        handed |= closed
+
+
+def _ask_each(
+    root: Root, bash: str, questions: Sequence[Question], names: Sequence[str], sandbox: str, handed: frozenset[str]
+) -> list[Conf | Fault]:
     answers: list[Conf | Fault] = []
     while len(answers) < len(questions):
         rest = questions[len(answers) :]
-        found, timed_out = _ask(root, bash, rest, names, sandbox)
+        found, timed_out = _ask(root, bash, rest, names, sandbox, handed)
         answered = [answer for answer, complete in found if complete]
         if not timed_out or not answered:
             return [*answers, *(answer for answer, _ in found)]
@@ -130,20 +156,70 @@ def ask(
 
 
 def _ask(
-    root: Root, bash: str, questions: Sequence[Question], names: Sequence[str], sandbox: str
+    root: Root, bash: str, questions: Sequence[Question], names: Sequence[str], sandbox: str, handed: frozenset[str]
 ) -> tuple[list[tuple[Conf | Fault, bool]], bool]:
     """Ask once: each answer with whether Bash got to its end, and whether it was stopped for taking too long."""
-    argv = [bash, "--norc", "--noprofile", "-c", _SCRIPT, "dkms.conf", " ".join(names)]
-    for question in questions:
-        settings = [f"{name}={value}" for name, value in question.variables.items()]
-        argv += [str(len(settings)), str(len(question.files)), *settings, *question.files]
     limits = confine.Limits(file_size=FILE_SIZE, cpu=int(TIMEOUT), memory=MEMORY)
     try:
-        with confine.cage(root, sandbox) as cage:
+        with confine.cage(root, sandbox) as cage, _copies(root, cage, handed) as copies:
+            argv = [bash, "--norc", "--noprofile", "-c", _SCRIPT, "dkms.conf", " ".join(names)]
+            for question in questions:
+                settings = [f"{name}={value}" for name, value in question.variables.items()]
+                files = [copies.get(file, file) for file in question.files]
+                argv += [str(len(settings)), str(len(files)), *settings, *files]
             result = cage.run(argv, limits=limits, timeout=TIMEOUT, stdout_only=True)
     except Fault as fault:
         return [(fault, False) for _ in questions], False
+    output = result.output
+    for file, copy in copies.items():
+        output = output.replace(copy, file)
+    result = dataclasses.replace(result, output=output)
     return _answers(root, result, [question.files[0] for question in questions], names), result.timed_out
+
+
+@contextlib.contextmanager
+def _copies(root: Root, cage: confine.Cage, files: frozenset[str]) -> Iterator[Mapping[str, str]]:
+    """File → the copy of it (paths inside) that the cage's user, and nobody else, can read for as long as this lasts.
+
+    Nothing gets out by that but what the file says of itself, its values and messages, which root asks it for; and what
+    its name only leads to by a link, which others may have made, is not handed over.
+    """
+    directory, lock = "", -1
+    copies: dict[str, str] = {}
+    try:
+        with contextlib.suppress(OSError):
+            if files:
+                top = root.resolve(DIRECTORY)
+                top.mkdir(parents=True, exist_ok=True, mode=0o711)
+                directory = tempfile.mkdtemp(prefix="conf-", dir=top)
+                lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            for number, file in enumerate(sorted(files)):
+                content = _content(root, file)
+                if content is not None:
+                    copy = f"{directory}/{number}-{PurePosixPath(file).name}"
+                    with open(copy, "xb") as out:
+                        out.write(content)
+                        os.fchown(out.fileno(), cage.uid, cage.gid)
+                        os.fchmod(out.fileno(), 0o400)
+                    copies[file] = f"{DIRECTORY}/{PurePosixPath(directory).name}/{PurePosixPath(copy).name}"
+            if directory:
+                os.chown(directory, cage.uid, cage.gid)
+        yield copies
+    finally:
+        if directory:
+            shutil.rmtree(directory, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _content(root: Root, file: str) -> bytes | None:
+    """What is in a regular file of that very name; None when it is something else, or too large."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(OSError), open(os.open(root.resolve(file, follow_last=False), flags), "rb") as found:
+        content = found.read(MAX_SIZE + 1) if stat.S_ISREG(os.fstat(found.fileno()).st_mode) else b""
+        return content if 0 < len(content) <= MAX_SIZE else None
+    return None
 
 
 def _answers(root: Root, result: run.Result, files: list[str], names: Sequence[str]) -> list[tuple[Conf | Fault, bool]]:
@@ -190,7 +266,7 @@ def _answer(root: Root, records: Iterator[tuple[str, ...]], names: Sequence[str]
             case ("done",):
                 done = True
             case ("unreadable", file):
-                fault = Fault("the build user cannot read it", where=file, hint=_opening(root, file))
+                fault = Unreadable("the build user cannot read it", where=file, hint=_opening(root, file))
             case ("ended", file):
                 fault = Fault("it ends the shell that reads it", where=file, hint="it must not call exit")
             case ("said", text):
@@ -218,6 +294,8 @@ def _judged(values: dict[str, dict[int, str]], fault: Fault | None, said: str) -
         where = syntax["where"] if syntax["where"].startswith("/") else ""
         what = syntax["what"] if where else "a value does not survive its second evaluation: " + syntax["what"]
         return Fault(what, where=where, hint="correct the file, or ask the package's maintainer to")
+    if isinstance(fault, Unreadable):
+        return fault
     if fault is not None:
         return Fault(f"{fault.what}: {lines[0]}", where=fault.where, hint=fault.hint) if lines else fault
     notices = tuple(f"dkms.conf says: {line[:200]}" for line in lines[:MAX_NOTICES])

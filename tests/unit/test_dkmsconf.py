@@ -338,12 +338,33 @@ def test_one_kernel_that_hangs_does_not_hide_the_others_before_it(place: Path, m
     assert isinstance(second, Fault)
 
 
-def test_a_conf_that_the_build_user_cannot_read(place: Path) -> None:
-    (place / "dkms.conf").write_text(HEAD + "x=$(:)\n")
-    (place / "dkms.conf").chmod(0o600)
+def test_a_conf_that_the_build_user_cannot_read_is_handed_to_him(place: Path) -> None:
+    conf = place / "dkms.conf"
+    conf.write_text(HEAD + "x=$(:)\nMAKE[0]=$kernelver$x\necho ${BASH_SOURCE[0]} >&2\n")
+    source = Source(module="m", version="1.0", path=str(place))
+    open_answers = dkmsconf.read_conf(Root("/"), Settings(), source, [K1, K2])
+    assert all(
+        isinstance(answer, Conf) and answer.notices == (f"dkms.conf says: {conf}",) for answer in open_answers.values()
+    )
+    conf.chmod(0o600)
+    assert dkmsconf.read_conf(Root("/"), Settings(), source, [K1, K2]) == open_answers
+    place.chmod(0o700)
+    assert dkmsconf.read_conf(Root("/"), Settings(), source, [K1, K2]) == open_answers
+    conf.write_text(HEAD + "x=$(:)\nif\n")
+    (answer,) = dkmsconf.read_conf(Root("/"), Settings(), source, [K1]).values()
+    assert isinstance(answer, Fault) and answer.where == str(conf) and "line" in answer.what
+    assert not list(Path(dkmsbash.DIRECTORY).glob("conf-*"))
+
+
+def test_what_a_conf_only_leads_to_is_not_handed_over(place: Path) -> None:
+    (place / "text").write_text(HEAD + "x=$(:)\n")
+    (place / "text").chmod(0o600)
+    conf = place / "dkms.conf"
+    conf.unlink(missing_ok=True)
+    conf.symlink_to("text")
     source = Source(module="m", version="1.0", path=str(place))
     (answer,) = dkmsconf.read_conf(Root("/"), Settings(), source, [K1]).values()
-    assert "the build user cannot read it" in str(answer) and f"chmod a+r {place}/dkms.conf" in str(answer)
+    assert "the build user cannot read it" in str(answer) and f"chmod a+r {conf}" in str(answer)
     place.chmod(0o700)
     (answer,) = dkmsconf.read_conf(Root("/"), Settings(), source, [K1]).values()
     assert f"chmod a+x {place}]" in str(answer)
