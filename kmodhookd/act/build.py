@@ -141,9 +141,9 @@ def _build(
         seconds = time.monotonic() - started
         return Built(workspace, recipe.kernel, recipe.arch, files, log_path, seconds, cage.mechanism, beside)
     except BuildFailed as error:
-        raise keep_log(root, error, log_path) from None
+        raise keep_log(root, settings, error, log_path) from None
     except OSError as error:
-        raise keep_log(root, from_os(recipe, error, "building"), log_path) from None
+        raise keep_log(root, settings, from_os(recipe, error, "building"), log_path) from None
     finally:
         if not kept:
             workspace.remove()
@@ -273,7 +273,7 @@ def _products(work: _Build, sign: Sign | None) -> tuple[Path, ...]:
             sign(accepted, work.log)
         files.append(_compressed(work, accepted))
     if not files:
-        raise failed(work.recipe, FailureClass.PRODUCT, "dkms.conf names no module for this kernel")
+        work.log.line("\nWarning: dkms.conf names no module.")
     symvers = product.accept_symvers(work.workspace, work.cage.uid)
     return (*files, *((symvers,) if symvers else ()))
 

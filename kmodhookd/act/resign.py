@@ -86,7 +86,7 @@ def carry(
         kept = True
         return Built(workspace, recipe.kernel, recipe.arch, tuple(files), path, record.seconds, record.mechanism)
     except BuildFailed as error:
-        raise keep_log(root, error, path) from None
+        raise keep_log(root, settings, error, path) from None
     except OSError as error:
         raise from_os(recipe, error, doing) from None
     except Fault as fault:

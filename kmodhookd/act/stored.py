@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is kept of a build: its modules and log in the DKMS tree, or the log of its failure in our own.
+"""What is kept of a build: its modules and log in the DKMS tree, or the log of its failure in our own and where DKMS has it.
 
 TREE/MODULE/VERSION/KERNEL/ARCH/module/NAME.ko[.xz]     and Module.symvers
 TREE/MODULE/VERSION/KERNEL/ARCH/log/make.log
 TREE/MODULE/VERSION/KERNEL/ARCH/.dep_NAME               (`observe.dependencies`)
 TREE/MODULE/VERSION/KERNEL/.tmp_ARCH_XXXXXX             while it is put there
+TREE/MODULE/VERSION/build/make.log                      a copy of the last failure's log, until a build succeeds
 """
 
 import contextlib
+import filecmp
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,9 +22,10 @@ from pathlib import Path
 from kmodhookd import store
 from kmodhookd.act import ownership
 from kmodhookd.act.failures import BuildFailed, from_os
+from kmodhookd.act.lock import dkms_running
 from kmodhookd.act.sign import Signer
-from kmodhookd.act.workspace import Workspace, copy_synced
-from kmodhookd.model import FailureClass, Placement, Provenance, Recipe, Record, Source
+from kmodhookd.act.workspace import Workspace, copy_content, copy_synced
+from kmodhookd.model import Failure, FailureClass, Placement, Provenance, Recipe, Record, Source
 from kmodhookd.observe import decisions, dependencies
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -48,7 +52,7 @@ def failure_log(recipe: Recipe) -> str:
     return f"{store.STATE}/logs/{recipe.module}/{recipe.version}/{recipe.kernel}/{recipe.arch}/make.log"
 
 
-def keep_log(root: Root, error: BuildFailed, log: Path) -> BuildFailed:
+def keep_log(root: Root, settings: Settings, error: BuildFailed, log: Path) -> BuildFailed:
     """The failure, with its log saved. Without room for the log the failure counts all the same."""
     failure = error.failure
     if failure.cause is FailureClass.CANCELLED:
@@ -61,7 +65,39 @@ def keep_log(root: Root, error: BuildFailed, log: Path) -> BuildFailed:
         shutil.copyfile(log, target)
     except OSError:
         return error
+    with contextlib.suppress(OSError):
+        _show_log(root, settings, recipe, log)
     return BuildFailed(failure.model_copy(update={"log": kept}))
+
+
+def _show_log(root: Root, settings: Settings, recipe: Recipe, log: Path) -> None:
+    """Put a copy where people and programs look for the log of a build that failed, unless a real DKMS is building there."""
+    place = root.resolve(_dkms_log(settings, recipe.module, recipe.version))
+    if not place.parent.parent.is_dir() or place.parent.is_symlink() or dkms_running(root):
+        return
+    place.parent.mkdir(exist_ok=True)
+    fd, copy = tempfile.mkstemp(prefix=".make.log.", dir=place.parent)  # a real DKMS may have left its own there
+    try:
+        with log.open("rb") as source, os.fdopen(fd, "wb") as file:
+            copy_content(source.fileno(), file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(copy, place)
+    except OSError:
+        os.unlink(copy)
+        raise
+
+
+def shown_log(root: Root, settings: Settings, failure: Failure) -> str:
+    """Where to read the log of a failure, inside the root: DKMS's place as long as it is this one that is there."""
+    place = _dkms_log(settings, failure.module, failure.version)
+    with contextlib.suppress(OSError):
+        if failure.log and filecmp.cmp(root.resolve(place), root.resolve(failure.log), shallow=False):
+            return place
+    return failure.log
+
+
+def _dkms_log(settings: Settings, module: str, version: str) -> str:
+    return f"{settings.dkms_tree}/{module}/{version}/build/make.log"
 
 
 def store_built(root: Root, settings: Settings, source: Source, recipe: Recipe, built: Built) -> str:

@@ -195,7 +195,7 @@ def _report(done: Autoinstalled) -> int:
     for note in done.result.notes:
         print(note)
     for failed in done.result.failed:
-        complain(f"{failed.module}: {failed}" if failed.module else str(failed))
+        complain((f"{failed.module}: {failed}" if failed.module else str(failed)) + _consult(failed))
     codes = {failed.module: _code(failed) for failed in reversed(done.result.failed) if failed.module}
     said = {
         "succeeded": [_plain(name) for name in done.installed],
@@ -283,8 +283,13 @@ def _finish(result: Result) -> int:
     for note in result.notes:
         print(note)
     for failed in result.failed:
-        complain(str(failed))
+        complain(str(failed) + _consult(failed))
     return _worst([_code(failed) for failed in result.failed])
+
+
+def _consult(failed: Failed) -> str:
+    """DKMS's line on where to read more."""
+    return f"\nConsult {failed.log} for more information." if failed.log else ""
 
 
 def _code(failed: Failed) -> int:

@@ -66,6 +66,8 @@ def is_installed(placement: Placement) -> bool:
     """Whether its modules are in the kernel's tree: by our record, or by DKMS's active link with files that agree."""
     if placement.record is not None and placement.record.files:
         return not damage(placement)
+    if names_nothing(placement):
+        return placement.active and placement.built
     if not placement.active or not placement.installed:
         return False
     installed = {artifact.module: artifact.sha256 for artifact in placement.installed}
@@ -76,6 +78,12 @@ def is_installed(placement: Placement) -> bool:
         intree.kernel_name(artifact) for artifact in placement.installed
     }
     return bool(there) and all(one.module in there or intree.kernel_name(one) in own for one in placement.stored)
+
+
+def names_nothing(placement: Placement) -> bool:
+    """Whether dkms.conf names no module, and there is none: nothing to sign or to miss, and DKMS's word is all there is."""
+    recipe = placement.recipe
+    return recipe is not None and not (recipe.modules or placement.stored or placement.installed)
 
 
 def is_for_headers(placement: Placement, kernel: Kernel) -> bool:
@@ -106,7 +114,8 @@ def is_fresh(placement: Placement) -> bool:
 def is_compiled(placement: Placement) -> bool:
     """The same but for the signature: when the key alone is another one, nothing has to be compiled."""
     record = placement.record
-    whole = bool(placement.stored) and not any(artifact.problem for artifact in placement.stored)
+    there = bool(placement.stored) or names_nothing(placement)
+    whole = there and not any(artifact.problem for artifact in placement.stored)
     same = record is not None and staleness.is_same(placement, record.fingerprint, record.provenance)
     return placement.built and whole and same and not placement.outdated
 
@@ -134,7 +143,7 @@ def is_linked(placement: Placement) -> bool:
 
 def _key_agrees(placement: Placement, key: str) -> bool:
     """Whether it is signed for the certificate that signs now. Where nothing is signed, no signature is wrong."""
-    return placement.key in ("", key)
+    return placement.key in ("", key) or names_nothing(placement)
 
 
 def can_restore(placement: Placement) -> bool:
@@ -222,7 +231,7 @@ def _damaged(placement: Placement, context: Context) -> Verdict:
 def _installed(placement: Placement, context: Context) -> Verdict:
     if not is_installed(placement) or not is_current(placement) or reuse.installed(placement).origin:
         return None
-    paths = ", ".join(artifact.path for artifact in placement.installed)
+    paths = ", ".join(artifact.path for artifact in placement.installed) or "none, since dkms.conf names no module"
     origin = "as built here" if placement.record else "built by DKMS, what from is not recorded"
     return State.INSTALLED, Fact(fact="installed files", verdict=f"{paths}: {origin}")
 

@@ -123,7 +123,7 @@ def _installed(placement: Placement, context: cells.Context) -> Fact:
         remedy = f"kmodhookctl rebuild {placement.module}/{placement.version} -k {placement.kernel}"
         return Fact(fact="installed", verdict=wrong, remedy=remedy)
     if cells.is_installed(placement):
-        paths = ", ".join(artifact.path for artifact in placement.installed)
+        paths = ", ".join(artifact.path for artifact in placement.installed) or "no file"
         when = _at(placement.record.installed) if placement.record is not None else " by DKMS"
         return Fact(fact="installed", verdict=f"{paths}{when}")
     if cells.is_linked(placement):

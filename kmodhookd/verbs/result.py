@@ -28,12 +28,13 @@ class Obstacle(StrEnum):
 
 @dataclass(frozen=True)
 class Failed:
-    """One thing that did not come out. `module` and `kernel` are "" where it concerns neither."""
+    """One thing that did not come out. `module` and `kernel` are "" where it concerns neither, `log` where there is none."""
 
     sentence: str
     cause: FailureClass | Obstacle = Obstacle.OTHER
     module: str = ""
     kernel: str = ""
+    log: str = ""  # of the build, inside the root
 
     def __str__(self) -> str:
         return self.sentence

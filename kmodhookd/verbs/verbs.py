@@ -12,6 +12,7 @@ from kmodhookd.act.controls import Controls
 from kmodhookd.act.jobs import waiter
 from kmodhookd.act.lock import engine_lock
 from kmodhookd.act.steps import Emit, Work
+from kmodhookd.act.stored import shown_log
 from kmodhookd.errors import AccessDenied, AlreadyThere, Fault, NotFound
 from kmodhookd.model import (
     Action,
@@ -307,7 +308,8 @@ class Verbs:
             if action.kind not in (*planner.MAKING, ActionKind.INSTALL) or failure is None:
                 continue
             sentence = f"{action.kernel}: {failure.reason}{': ' + failure.line if failure.line else ''}"
-            failed.append(Failed(sentence, failure.cause, _name(action), action.kernel))
+            log = shown_log(self.root, self.settings, failure)
+            failed.append(Failed(sentence, failure.cause, _name(action), action.kernel, log))
         failed += [Failed(sentence) for sentence in work.failures]
         return Result(failed=tuple(dict.fromkeys(failed)), notes=tuple(work.notes))
 

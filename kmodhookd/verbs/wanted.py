@@ -94,7 +94,7 @@ def is_usable(placement: Placement) -> bool:
     Of what real DKMS built, or a tarball brought, nothing says what it was made from: as in DKMS it is taken, if it is
     whole and for this kernel. Also of ours when there is nothing to compare with (the headers are gone).
     """
-    if not placement.built or not placement.stored:
+    if not placement.built or not (placement.stored or cells.names_nothing(placement)):
         return False
     recipe, record = placement.recipe, placement.record
     provenance = (record.provenance if record is not None else None) or Provenance()

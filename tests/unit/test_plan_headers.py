@@ -11,6 +11,7 @@ from drawn import with_headers
 from worlds import NOW, carry_out, installed, inventory, own, placement, source
 
 from kmodhookd.model import (
+    BuiltModule,
     Failure,
     FailureClass,
     HeadersState,
@@ -106,6 +107,13 @@ def aside(on: Kernel = WITHOUT, made: Provenance | None = None, **now: object) -
     return there.model_copy(update={**fresh, "stored": (there.stored[0].model_copy(update={"version": "1.0"}),), **now})
 
 
+_RECIPE = placement(V4L, WITHOUT).recipe
+assert _RECIPE is not None
+NAMED = _RECIPE.model_copy(
+    update={"modules": (BuiltModule(built_name="v4l", dest_name="v4l", dest_location="/updates"),)}
+)
+
+
 def planned(cell: Placement, on: Kernel = WITHOUT, *asked: Target) -> Plan:
     return planner.make(inventory([cell], [on], [V4L]), Settings(), now=NOW, rebuild=asked)
 
@@ -158,7 +166,7 @@ def test_an_installation_that_failed_while_there_were_headers_is_tried_again_wit
         (aside(record=UNKNOWN, inputs=None), WITHOUT),
         (aside(key="another"), WITHOUT),
         (aside(outdated="base is another version"), WITHOUT),
-        (aside(stored=()), WITHOUT),
+        (aside(stored=(), recipe=NAMED), WITHOUT),
         (aside(K1, foreign_headers=True), K1),
         (aside(K1, foreign_headers=True, inputs=MADE_FROM), K1),
     ],

@@ -282,3 +282,17 @@ def test_switched_off_what_is_there_stays() -> None:
     there = installed(placement(v4l, k1)).model_copy(update={"fingerprint": "changed"})
     made = planner.make(inventory([there], [k1], [v4l]), OFF["/etc/dkms/no-autoinstall"], now=NOW)
     assert made.actions == () and state(made, "v4l", k1.release) is State.STALE
+
+
+def test_what_names_no_module_is_settled_without_files() -> None:
+    """Whatever signs here: nothing of it is ever signed."""
+    on, of = kernel("6.1.0-1-amd64"), source("foo")
+    built = installed(placement(of, on), stored=(), installed=(), key="somebody's")
+    assert built.record is not None and built.recipe is not None and not built.recipe.modules
+    without = {"record": built.record.model_copy(update={"files": ()})}
+    there = built.model_copy(update=without)
+    made = planner.make(inventory([there], [on], [of]), Settings(), now=NOW)
+    assert [one.state for one in made.cells] == [State.INSTALLED] and made.actions == ()
+    aside = there.model_copy(update={"active": False})
+    (again,) = planner.make(inventory([aside], [on], [of]), Settings(), now=NOW).actions
+    assert again.kind is ActionKind.INSTALL

@@ -100,13 +100,14 @@ def test_a_build_that_is_not_right_is_none() -> None:
     more = recipe(modules=(BuiltModule(built_name="x", dest_name="x", dest_location="/updates"),))
     names = {"module": "foo", "version": "1.0", "kernel": K, "arch": "x86_64"}
     for change in (
-        {"stored": ()},
+        {"stored": (), "recipe": more},
         {"stored": wrong_kernel},
         {"stored": damaged},
         {"recipe": more},
         {"record": Record(**names, fingerprint="of something else")},
     ):
         assert not asking.is_usable(stored(cell, **change)), change
+    assert asking.is_usable(stored(cell, stored=())), "dkms.conf names no module"
     for fingerprint in (cell.fingerprint, ""):  # "": installed by us, built by real DKMS
         assert asking.is_usable(stored(cell, record=Record(**names, fingerprint=fingerprint)))
     assert asking.is_usable(stored(cell, record=Record(**names, fingerprint="old"), fingerprint=""))
