@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from kmodhookd import store
 from kmodhookd.act import registry, workspace
 from kmodhookd.act.stored import store_loaded
 from kmodhookd.errors import Fault, InvalidArgument
-from kmodhookd.model import NAME_PATTERN, Conf, Source
-from kmodhookd.observe import dkmsconf
+from kmodhookd.model import NAME_PATTERN, Conf, Kernel, Source
+from kmodhookd.observe import dkmsconf, recipes
 from kmodhookd.observe.dkmstree import ARCH, RELEASE
 from kmodhookd.observe.elf import read_module
 from kmodhookd.observe.names import module_name
@@ -32,7 +32,11 @@ DIRECTORY = f"{store.CACHE}/incoming"
 
 
 class BadConf(InvalidArgument):
-    """A dkms.conf that does not say what it is of."""
+    """A dkms.conf that cannot be used."""
+
+
+class BadName(BadConf):
+    """A dkms.conf with a name or a version that can be none."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,36 @@ def in_directory(root: Root, settings: Settings, directory: Path) -> Incoming:
         raise InvalidArgument("there is no dkms.conf in it", where=str(directory))
     module, version = _names(root, settings, here)
     return Incoming(module, version, here, here / "dkms.conf", {})
+
+
+def check_conf(root: Root, settings: Settings, incoming: Incoming, kernels: Sequence[Kernel]) -> None:
+    """`BadConf` for a dkms.conf that cannot be used for any kernel, with what /etc/dkms says of it, before it is copied.
+
+    `-c` is about the source that is there afterwards. Where no kernel is: for the one that runs.
+    """
+    directory = incoming.conf.parent
+    if not directory.is_relative_to(root.prefix):
+        return  # what is outside of the root cannot be read with its overrides; whoever adds it checks it all the same
+    source = Source(module=incoming.module, version=incoming.version, path=root.inside(directory))
+    targets = [(one.release, one.arch) for one in kernels] or [(os.uname().release, os.uname().machine)]
+    confs = dkmsconf.read_conf(root, _plain(settings), source, targets)
+    faults = []
+    for release, arch in targets:
+        conf = confs[release, arch]
+        try:
+            if isinstance(conf, Fault):
+                raise conf
+            recipes.recipe(conf, source.module, source.version, release, arch, None)
+        except Fault as fault:
+            faults.append(fault)
+    if len(faults) == len(targets):
+        where = f"{source.module}/{source.version}: dkms.conf"
+        raise BadConf(faults[0].what, where=where, hint=faults[0].hint or "correct dkms.conf") from None
+
+
+def _plain(settings: Settings) -> Settings:
+    """Without a dkms.conf that is to be read instead."""
+    return settings.model_copy(update={"invocation": settings.invocation.model_copy(update={"conf": ""})})
 
 
 def copy_source(root: Root, settings: Settings, incoming: Incoming, *, force: bool) -> str:
@@ -171,17 +205,20 @@ def _names(root: Root, settings: Settings, directory: Path) -> tuple[str, str]:
     within = root if directory.is_relative_to(root.prefix) else Root("/")
     source = Source(module="incoming", version="0", path=within.inside(directory))
     kernel = (os.uname().release, os.uname().machine)
-    plain = settings.model_copy(update={"invocation": settings.invocation.model_copy(update={"conf": ""})})
-    conf = dkmsconf.read_conf(within, plain, source, [kernel])[kernel]
+    conf = dkmsconf.read_conf(within, _plain(settings), source, [kernel])[kernel]
+    where, hint = f"{directory.name}/dkms.conf", "correct dkms.conf"
     try:
         if not isinstance(conf, Conf):
             raise conf
         module, version = conf.scalar("PACKAGE_NAME"), conf.scalar("PACKAGE_VERSION")
         if not (module and version):
             raise Fault("it has no PACKAGE_NAME or no PACKAGE_VERSION")
+    except Fault as fault:
+        raise BadConf(fault.what, where=where, hint=hint) from None
+    try:
         check_names(module, version)
     except Fault as fault:
-        raise BadConf(fault.what, where=f"{directory.name}/dkms.conf", hint="correct dkms.conf") from None
+        raise BadName(fault.what, where=where, hint=fault.hint) from None
     return module, version
 
 

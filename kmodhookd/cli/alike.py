@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from kmodhookd.act.jobs import waiter
 from kmodhookd.act.steps import Emit
 from kmodhookd.announce.text import WaitPrinter
 from kmodhookd.cli.options import Refused, job_line
@@ -13,7 +14,7 @@ from kmodhookd.observe import decisions, dkmstree
 from kmodhookd.protocol import WorkerEvent
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
-from kmodhookd.verbs import Result, Verbs, archives
+from kmodhookd.verbs import Result, Verbs, archives, leaving
 
 
 def teller(program: str, root: Root, settings: Settings) -> Emit:
@@ -43,7 +44,11 @@ def load(verbs: Verbs, tree: str, archive: str, *, again: bool = False) -> archi
 
 def kernel_verb(verbs: Verbs, verb: str, kernel: str) -> Result:
     """`kernel_preinst` and `kernel_prerm`."""
-    return verbs.kernel_prerm(kernel) if verb == "kernel_prerm" else verbs.kernel_preinst(kernel)
+    if verb == "kernel_preinst":
+        return verbs.kernel_preinst(kernel)
+    result = verbs.kernel_prerm(kernel)
+    leaving.clear_empty(verbs.root, verbs.settings, kernel, waiter(verbs.emit))
+    return result
 
 
 def generate_mok(verbs: Verbs) -> None:
@@ -62,7 +67,7 @@ def switched_off(settings: Settings) -> str:
 def check_archs(archs: Iterable[str]) -> None:
     """This machine builds for its own architecture."""
     machine = os.uname().machine
-    strange = [arch for arch in archs if arch not in ("", machine, "i686")]
+    strange = [arch for arch in archs if arch not in ("", machine)]
     if strange:
         raise Refused(12, f"kernels of {strange[0]} cannot be served on {machine}")
 

@@ -3,9 +3,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kmodhookd.cli.options import (
     Refused,
@@ -27,10 +27,21 @@ PREFIXES = (
     *("--archive", "--arch", "--kernelsourcedir", "--directive"),
 )
 DEPRECATED = ("--no-initrd", "--no-clean-kernel", "--no-prepare-kernel")
+WORD = "--\0"  # in front of a word that is no option; no command line can have it
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with DKMS's exit code for an option that there is not."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.valued: set[str] = set()  # the options that take a value
+        super().__init__(**kwargs)
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        action = super().add_argument(*names, **kwargs)
+        if action.nargs is None:
+            self.valued.update(names)
+        return action
 
     def error(self, message: str) -> NoReturn:
         raise Refused(2, message, usage=True)
@@ -56,7 +67,7 @@ class Arguments:
         return bool(self.options.all)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options. What the other words mean, `parse` finds out."""
     top = Parser(
         prog="dkms",
@@ -65,14 +76,23 @@ def parser() -> argparse.ArgumentParser:
         epilog="See kmodhookd-dkms(8), which also says where this dkms differs on purpose.",
         allow_abbrev=False,
     )
-    top.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    top.add_argument("-m", "--module", metavar="M[/V]", default="", help="the module, and its version")
-    top.add_argument("-v", dest="version", metavar="V", default="", help="the version of the module")
-    top.add_argument("-k", "--kernelver", metavar="K[/A]", action="append", default=[], help="a kernel; repeatable")
-    top.add_argument("-a", "--arch", metavar="A", action="append", default=[], help="its architecture; repeatable")
+
+    def said(kind: str, *names: str, metavar: str = "", about: str = argparse.SUPPRESS) -> None:
+        """An option of those whose order counts."""
+
+        def as_said(value: str) -> tuple[str, str]:
+            return kind, value
+
+        top.add_argument(*names, dest="said", metavar=metavar, action="append", default=[], type=as_said, help=about)
+
+    said("word", WORD)
+    said("module", "-m", "--module", metavar="M[/V]", about="the module, and its version")
+    said("version", "-v", metavar="V", about="the version of the module")
+    said("kernel", "-k", "--kernelver", metavar="K[/A]", about="a kernel; repeatable")
+    said("arch", "-a", "--arch", metavar="A", about="its architecture; repeatable")
     top.add_argument("--all", action="store_true", help="every kernel for which the module is built")
     top.add_argument("--templatekernel", metavar="K", default="", help="match: the kernel that is the example")
-    top.add_argument("--archive", metavar="FILE", default="", help="mktarball, ldtarball: the archive")
+    said("archive", "--archive", metavar="FILE", about="mktarball, ldtarball: the archive")
     top.add_argument("--source-only", action="store_true", help="mktarball: the source alone")
     top.add_argument("--binaries-only", action="store_true", help="mktarball: without the source")
     add_build_options(top)
@@ -88,16 +108,37 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> Arguments:
     """The command line, understood and checked; `Refused` as DKMS refuses it."""
-    options = parser().parse_intermixed_args([_full(word) for word in argv])
+    top = parser()
+    options = top.parse_args(list(_marked(argv, top.valued)))
     found = Arguments(options)
-    found.module, found.version = _module(options.module)
-    found.version = options.version or found.version
-    found.archive = options.archive
-    for word in options.words:
-        _positional(found, word)
+    kernels: list[str] = []
+    archs: list[str] = []
+    for kind, value in options.said:  # from left to right: of module, version and archive the last one counts
+        if kind == "word":
+            _positional(found, value)
+        elif kind == "module":
+            _module(found, value)
+        elif kind == "version":
+            found.version = value
+        elif kind == "archive":
+            found.archive = value
+        else:
+            (kernels if kind == "kernel" else archs).append(value)
     check_parts(options)
-    found.kernels, found.arch = paired(options.kernelver, options.arch, every=options.all)
+    found.kernels, found.arch = paired(kernels, archs, every=options.all, patterns=found.verb == "status")
     return found
+
+
+def _marked(argv: Sequence[str], valued: set[str]) -> Iterator[str]:
+    """The command line with every word marked that is no option, so that argparse leaves them where they are."""
+    words = iter(argv)
+    for word in words:
+        full = _full(word)
+        value = next(words, None) if full in valued else None
+        if not word.startswith("-"):
+            yield f"{WORD}={word}"
+        else:
+            yield full if value is None else f"{full}={value}"
 
 
 def _full(word: str) -> str:
@@ -107,9 +148,11 @@ def _full(word: str) -> str:
     return f"{prefix}{equals}{value}" if prefix else word
 
 
-def _module(given: str) -> tuple[str, str]:
-    module, _, version = given.partition("/")
-    return module, version
+def _module(found: Arguments, given: str) -> None:
+    """MODULE, or MODULE/VERSION."""
+    found.module, slash, version = given.partition("/")
+    if slash:
+        found.version = version
 
 
 def _positional(found: Arguments, word: str) -> None:
@@ -125,8 +168,7 @@ def _positional(found: Arguments, word: str) -> None:
     elif archive:
         found.archive = archive
     elif not found.module:
-        found.module, version = _module(word)
-        found.version = version or found.version
+        _module(found, word)
     else:
         found.unknown.append(word)
 

@@ -5,11 +5,13 @@ import os
 
 from kmodhookd.cli.alike import check_archs, teller
 from kmodhookd.cli.dkmsargs import Arguments, Refused
-from kmodhookd.observe import dkmstree
+from kmodhookd.errors import Fault
+from kmodhookd.observe import decisions, dkmstree
 from kmodhookd.observe.kernels import running_release
+from kmodhookd.observe.sources import check_names
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
-from kmodhookd.verbs import Verbs
+from kmodhookd.verbs import TAKE_AWAY, Verbs
 
 
 class Call:
@@ -30,32 +32,73 @@ class Call:
 
     # --- what a verb needs ------------------------------------------------------------------------------------------
 
-    def name(self) -> tuple[str, str]:
-        """Module and version, which most verbs cannot do without."""
+    def name(self, unusable: int = 10) -> tuple[str, str]:
+        """Module and version, which most verbs cannot do without. `unusable`: the code for what can be no name of any."""
         module, version = self.arguments.module, self.arguments.version
         if not (module and version):
             verb = self.arguments.verb
             raise Refused(1, f"a module and its version must be given [dkms {verb} MODULE/VERSION]")
+        try:
+            check_names(module, version)
+        except Fault as fault:
+            raise Refused(unusable, str(fault)) from None
         return module, version
 
     def added(self) -> dkmstree.Version:
-        """The version that is meant, which must be added."""
-        module, version = self.name()
-        known = dkmstree.read(self.root, self.settings).versions.get((module, version))
+        """The version that is meant, which must be added, or have been: a broken one too."""
+        module, version = self.name(unusable=3)
+        tree = dkmstree.read(self.root, self.settings)
+        known = tree.versions.get((module, version))
+        if known is None and self._lost_its_link(tree, module, version):
+            return dkmstree.Version(module, version, f"{self.settings.dkms_tree}/{module}/{version}")
         if known is None:
             raise Refused(3, f"the module/version {module}/{version} is not located in the DKMS tree")
         return known
 
+    def refuse_broken(self, module: str, version: str) -> None:
+        """Without its source nothing can be made of a version: 4, as in DKMS."""
+        tree = dkmstree.read(self.root, self.settings)
+        known = tree.versions.get((module, version))
+        if known is not None and not known.source_exists:
+            what = known.source or known.directory
+            raise Refused(4, f"{module}/{version} is broken: its source is missing [{what}]")
+        if known is None and self._lost_its_link(tree, module, version):
+            raise Refused(
+                4, f"{module}/{version} is broken: it has no link to its source [dkms add {module}/{version}]"
+            )
+
+    def _lost_its_link(self, tree: dkmstree.DkmsTree, module: str, version: str) -> bool:
+        """Whether a version has its directory in the tree, and its source, and nothing that says so."""
+        source = f"{self.settings.source_tree}/{module}-{version}"
+        return (module, version) in tree.without_source and self.root.resolve(source).is_dir()
+
+    def there(self, version: dkmstree.Version) -> set[dkmstree.Target]:
+        """For what something of a version can be taken away: what is built, or on record; to uninstall, what is installed."""
+        cells = decisions.recorded_cells(self.root, "records")
+        own = [cell for cell in cells if cell[:2] == (version.module, version.version)]
+        if self.arguments.verb != "uninstall":
+            return {*version.built, *(cell[2:] for cell in own)}
+        active = dkmstree.read(self.root, self.settings).active
+        installed = {target for target in version.built if active.get((version.module, *target)) == version.version}
+        records = ((cell, decisions.record(self.root, cell)) for cell in own)
+        return installed | {cell[2:] for cell, record in records if record is not None and record.files}
+
     def kernels(self) -> list[str]:
         """The kernels that were named; else the running one, where that is this system's."""
+        self._check_archs()
         if self.arguments.kernels:
-            if self.arguments.verb in ("build", "install", "match"):
-                check_archs(arch for _, arch in self.arguments.kernels)
             return list(dict.fromkeys(release for release, _ in self.arguments.kernels))
         running = running_release(self.root)
         if not running:
             raise Refused(1, "in a chroot or container no kernel is running [name one with -k]")
         return [running]
+
+    def _archs(self) -> list[str]:
+        return [arch for _, arch in self.arguments.kernels] or [self.arguments.arch]
+
+    def _check_archs(self) -> None:
+        if self.arguments.verb not in (*TAKE_AWAY, "mktarball"):
+            check_archs(self._archs())
 
     def one_kernel(self) -> str:
         """The one kernel that this verb is about."""
@@ -69,10 +112,9 @@ class Call:
         """Kernels and architectures of what was asked for, `--all` being what is built."""
         if self.arguments.all:
             return sorted(built.built)
-        archs = dict(self.arguments.kernels)
+        named = self.arguments.kernels or [(release, self.arguments.arch) for release in self.kernels()]
         wanted = []
-        for release in self.kernels():
+        for release, given in dict.fromkeys(named):
             known = [arch for one, arch in built.built if one == release]
-            given = archs.get(release) or self.arguments.arch
             wanted.append((release, given or (known[0] if known else os.uname().machine)))
         return wanted

@@ -108,7 +108,8 @@ class Listing:
         top = self.settings.source_tree
         absent = [name for name in self.tree.without_source if self.root.resolve(f"{top}/{name[0]}-{name[1]}").is_dir()]
         names = [*self.tree.versions, *(absent if self.style.newer else ())]
-        return sorted(n for n in names if _fits(n[0], query.module) and _fits(n[1], query.version))
+        fitting = (n for n in names if _fits(n[0], query.module) and _fits(n[1], query.version))
+        return sorted(fitting, key="/".join)  # as paths: DKMS lists directories
 
     def _version(self, module: str, version: str, kernel: str, arch: str) -> Iterator[str]:
         entry = self.tree.versions.get((module, version))
@@ -119,7 +120,8 @@ class Listing:
         assert entry is not None
         any_built = False
         confs = _Confs(self.root, self.settings, entry)
-        for (release, machine), stored in sorted(entry.built.items()):
+        for release, machine in sorted(entry.built, key="/".join):
+            stored = entry.built[release, machine]
             if not (_fits(release, kernel) and _fits(machine, arch)):
                 continue
             recipe = confs.recipe(release, machine)

@@ -65,13 +65,14 @@ def _add(call: Call) -> int:
     else:
         module, version = call.name()
         verbs = call.verbs
+        source = f"{call.settings.source_tree}/{module}-{version}"
+        known = dkmstree.read(call.root, call.settings).versions.get((module, version))
+        if not (known is not None and known.source_exists) and not call.root.resolve(source).is_dir():
+            raise Refused(2, f"{source} is not there, or not a source")
         try:
             code = _finish(verbs.add(module, version, again=False))
         except NotFound:
-            source = f"{call.settings.source_tree}/{module}-{version}"
-            if call.root.resolve(source).is_dir():
-                raise Refused(4, f"could not locate dkms.conf file [{source}/dkms.conf is not there]") from None
-            raise Refused(2, f"{source} is not there, or not a source") from None
+            raise Refused(4, f"could not locate dkms.conf file [{source}/dkms.conf is not there]") from None
         except AlreadyThere:
             raise Refused(3, f"the DKMS tree already contains {module}/{version}") from None
         except Fault as fault:
@@ -91,9 +92,7 @@ def _build(call: Call) -> int:
         loaded = _load(call, again=True)
         given.module, given.version = loaded.module, loaded.version
     module, version = call.name()
-    known = dkmstree.read(call.root, call.settings).versions.get((module, version))
-    if known is not None and not known.source_exists:
-        raise Refused(4, f"{module}/{version} is broken: its source is missing [{known.source or known.directory}]")
+    call.refuse_broken(module, version)
     try:
         result = call.verbs.build(module, version, kernels, install=given.verb == "install")
     except NotFound as fault:
@@ -108,16 +107,23 @@ def _take_away(call: Call) -> int:
     if safe and rpmsafe.take(call.root, version.module, version.version):
         print("Remove cancelled because --rpm_safe_upgrade scenario detected.")
         return 0
-    targets = call.targets(version)
+    verbs, there = call.verbs, call.there(version)
+    targets = [] if given.all else call.targets(version)
     for release, arch in targets:
-        if (release, arch) not in version.built:
-            print(f"Module {version.module}/{version.version} is not built for kernel {release} ({arch}). Skipping...")
-    kind = TAKE_AWAY[given.verb]
-    others = alike.of_another_arch(version.built, targets)
-    if targets and len(others) == len(targets):
+        if (release, arch) not in there:
+            state = "installed" if given.verb == "uninstall" else "built"
+            name = f"{version.module}/{version.version}"
+            print(f"Module {name} is not {state} for kernel {release} ({arch}). Skipping...")
+    if there:
+        meant = [target for target in targets if target in there]
+    elif given.verb == "remove":
+        meant = []  # of what nothing is built, nothing stays
+    else:
         return 0
-    kernels = [] if given.all else [release for release, arch in targets if (release, arch) not in others]
-    return _finish(call.verbs.take_away(kind, version.module, version.version, kernels, strict=False))
+    if there and targets and not meant:
+        return 0
+    kind = TAKE_AWAY[given.verb]
+    return _finish(verbs.take_away(kind, version.module, version.version, targets=meant, strict=False))
 
 
 def _match(call: Call) -> int:
@@ -145,6 +151,7 @@ def _match(call: Call) -> int:
 
 def _mktarball(call: Call) -> int:
     version = call.added()
+    call.refuse_broken(version.module, version.version)
     options = call.arguments.options
     kernels = [] if options.source_only else call.targets(version)
     try:
@@ -177,9 +184,10 @@ def _ldtarball(call: Call) -> int:
 def _autoinstall(call: Call) -> int:
     """Onto the kernel that was named, or the running one; in a chroot without `-k` onto every kernel that is there."""
     given = call.arguments
+    _forbid_all(call)
     if given.verb == "kernel_postinst" and not given.kernels:
         raise Refused(4, "kernel_postinst needs exactly one kernel, by -k")
-    named = given.kernels or given.all or running_release(call.root)
+    named = given.kernels or running_release(call.root)
     kernels = [call.one_kernel()] if named else []
     if call.settings.dkms.no_autoinstall:
         print(alike.switched_off(call.settings))
@@ -212,6 +220,7 @@ def _report(done: Autoinstalled) -> int:
 
 
 def _kernel_verb(call: Call) -> int:
+    _forbid_all(call)
     if len(call.arguments.kernels) != 1:
         raise Refused(4, f"{call.arguments.verb} needs exactly one kernel, by -k")
     kernel = call.one_kernel()
@@ -252,15 +261,17 @@ def _forbid_all(call: Call) -> None:
 
 def _load(call: Call, *, again: bool = False) -> archives.Loaded:
     """A source tree or an archive, added. `again`: of one that is added already the source is taken anew."""
-    from kmodhookd.act.incoming import BadConf
+    from kmodhookd.act.incoming import BadConf, BadName
 
     given = call.arguments
     try:
         return alike.load(call.verbs, given.tree, given.archive, again=again)
     except AlreadyThere as fault:
         raise Refused(3, str(fault)) from None
-    except BadConf as fault:
+    except BadName as fault:
         raise Refused(10, str(fault)) from None
+    except BadConf as fault:
+        raise Refused(CODES[Obstacle.CONF], str(fault)) from None
     except NotFound as fault:
         raise Refused(2, str(fault)) from None
     except InvalidArgument as fault:

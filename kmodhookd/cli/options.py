@@ -124,21 +124,24 @@ def apart(root: Root, settings: "Settings") -> Root:
     return Root(root.prefix, state=f"{root.state}/trees/{digest[:16]}")
 
 
-def paired(kernels: Sequence[str], archs: Sequence[str], *, every: bool = False) -> tuple[list[tuple[str, str]], str]:
+def paired(
+    kernels: Sequence[str], archs: Sequence[str], *, every: bool = False, patterns: bool = False
+) -> tuple[list[tuple[str, str]], str]:
     """The kernels of `-k K[/A]` and `-a A`, each with its architecture ("" = its own); the one that stands for all.
 
-    One architecture is meant for each kernel. `every`: `--all` was given, which goes with neither.
+    One architecture is meant for each kernel. `every`: `--all` was given, which goes with neither. Where they are
+    `patterns` an empty one fits all.
     """
     releases = [given.partition("/")[0] for given in kernels]
     named = [given.partition("/")[2] for given in kernels if "/" in given] + list(archs)
-    if not all(releases):
-        raise Refused(16, "an empty kernel was given to -k")
     if len(named) > 1 and len(named) != len(releases):
         raise Refused(1, "as many architectures as kernels, or one, must be given")
     if every and releases:
         raise Refused(2, "a kernel and --all cannot both be given")
     if every and named:
         raise Refused(3, "an architecture and --all cannot both be given")
+    if not patterns and not (all(releases) and all(named)):
+        raise Refused(16, "an empty kernel or architecture was given")
     each = named * max(1, len(releases)) if len(named) == 1 else named
     each = [*each, *[""] * (len(releases) - len(each))]
     return list(zip(releases, each, strict=False)), each[0] if each else ""
@@ -152,8 +155,10 @@ def check_parts(options: argparse.Namespace) -> None:
 
 def source_given(word: str) -> tuple[str, str]:
     """The source tree and the archive that a word means, in DKMS's order: a dkms.conf, a directory with one, any file."""
-    if os.path.isfile(word) and word.endswith("dkms.conf"):
+    if os.path.isfile(word) and os.path.basename(word) == "dkms.conf":
         return os.path.dirname(word) or ".", ""
+    if os.path.isfile(word) and word.endswith("dkms.conf"):
+        return f"{word.removesuffix('dkms.conf')}.", ""  # as in DKMS, where that is no directory
     if os.path.isdir(word) and os.path.isfile(os.path.join(word, "dkms.conf")):
         return word, ""
     return "", word if os.path.isfile(word) else ""

@@ -3,7 +3,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.+~:-]*$"  # modules, versions and kernel releases: safe as one path component
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.+~^:-]*$"  # modules, versions and kernel releases: safe as one path component
 SAFE_LENGTH = 255
 
 

@@ -167,7 +167,7 @@ def check_names(module: str, version: str) -> None:
     for what, value in (("module name", module), ("version", version)):
         if not re.fullmatch(NAME_PATTERN, value) or len(value) > SAFE_LENGTH:
             raise Fault(
-                f"{value!r} is not usable as a {what}", hint="letters, digits and ._+~:- only, no leading dot or dash"
+                f"{value!r} is not usable as a {what}", hint="letters, digits and ._+~^:- only, no leading dot or dash"
             )
 
 

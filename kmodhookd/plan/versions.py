@@ -11,7 +11,7 @@ from typing import NamedTuple
 _TOKEN = re.compile(
     r"(?P<tilde>[-._+]?~)"
     r"|[-._+]?(?P<pre>alpha|beta|preview|pre|rc)(?![a-z])"
-    r"|(?P<number>[0-9]+)|(?P<word>[a-z]+)|(?P<suffix>[-_+])|(?P<other>.)",
+    r"|(?P<number>[0-9]+)|(?P<word>[a-z]+)|(?P<suffix>[-_+^])|(?P<other>.)",
     re.IGNORECASE | re.DOTALL | re.ASCII,
 )
 _RANKS = {"tilde": -2, "pre": -1, "suffix": 1, "word": 2, "number": 3}  # the end is 0
@@ -37,7 +37,7 @@ END = Token(0)
 def key(version: str) -> tuple[tuple[Token, ...], str]:
     """A sort key: a total order, equal for equal strings only.
 
-    Dots separate; `-`, `_` and `+` begin what comes after the release itself (1.0 < 1.0-1 < 1.0.1); a letter behind a
+    Dots separate; `-`, `_`, `+` and `^` begin what comes after the release itself (1.0 < 1.0-1 < 1.0.1); a letter behind a
     number is later than the number alone (1.0 < 1.0a) unless it says that the release is still to come. The `v` in front
     of a number only says that it is a version.
     """

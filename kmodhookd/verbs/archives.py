@@ -13,6 +13,7 @@ from kmodhookd.act.lock import engine_lock
 from kmodhookd.errors import AlreadyThere, Fault, InvalidArgument, NotFound
 from kmodhookd.export.tarball import make_tarball, tarball_name
 from kmodhookd.observe import decisions, dkmstree
+from kmodhookd.observe.inventory import look
 from kmodhookd.root import Root
 from kmodhookd.run import run
 from kmodhookd.settings import Settings
@@ -42,6 +43,7 @@ def add_tree(verbs: Verbs, directory: Path, *, again: bool = False) -> Loaded:
     """
     found = incoming.in_directory(verbs.root, verbs.settings, directory)
     _check_new(verbs, found, again=again)
+    _check_conf(verbs, found)
     incoming.copy_source(verbs.root, verbs.settings, found, force=again or verbs.settings.invocation.force)
     return Loaded(found.module, found.version, verbs.add(found.module, found.version))
 
@@ -52,6 +54,7 @@ def load(verbs: Verbs, archive: Path, *, again: bool = False) -> Loaded:
     force = settings.invocation.force
     with incoming.unpacked(root, settings, archive) as found:
         _check_new(verbs, found, again=again)
+        _check_conf(verbs, found)
         if found.source is not None:
             incoming.copy_source(root, settings, found, force=again or force)
         elif not root.resolve(f"{settings.source_tree}/{found.module}-{found.version}").is_dir():
@@ -136,3 +139,8 @@ def _check_new(verbs: Verbs, found: incoming.Incoming, *, again: bool) -> None:
     if (found.module, found.version) in known and not (again or verbs.settings.invocation.force):
         where = f"{found.module}/{found.version}"
         raise AlreadyThere("it is added already", where=where, hint="--force loads it all the same")
+
+
+def _check_conf(verbs: Verbs, found: incoming.Incoming) -> None:
+    """Nothing is copied that no kernel can be served with."""
+    incoming.check_conf(verbs.root, verbs.settings, found, look(verbs.root, verbs.settings).kernels)

@@ -13,7 +13,7 @@ from kmodhookd.act.jobs import waiter
 from kmodhookd.act.lock import engine_lock
 from kmodhookd.act.steps import Emit, Work
 from kmodhookd.act.stored import shown_log
-from kmodhookd.errors import AccessDenied, AlreadyThere, Fault, NotFound
+from kmodhookd.errors import AccessDenied, AlreadyThere, Fault
 from kmodhookd.model import (
     Action,
     ActionKind,
@@ -31,19 +31,22 @@ from kmodhookd.observe import decisions, dkmstree, maintscript
 from kmodhookd.observe.inventory import look
 from kmodhookd.plan import cells, planner, reuse, staleness
 from kmodhookd.plan import decisions as standing
-from kmodhookd.plan.versions import compare
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
 from kmodhookd.verbs import strict
+from kmodhookd.verbs.meant import check_kernel, placements_of, source_of
 from kmodhookd.verbs.result import Autoinstalled, Failed, Obstacle, Result, summary
 from kmodhookd.verbs.wanted import (
     Asked,
+    Meant,
     in_tree_wins,
     registration,
     removal,
     removal_of_orphans,
+    taken_away,
     taken_over,
     wanted,
+    without_placement,
 )
 
 SETTLED = frozenset({State.INSTALLED, State.REUSED, State.EXCLUDED, State.IN_TREE, State.BROKEN})
@@ -70,7 +73,7 @@ class Verbs:
         whoever puts a source in place and then says `add` cannot know.
         """
         inventory = look(self.root, self.settings)
-        source = _source(inventory, module, version)
+        source = source_of(inventory, module, version)
         notes = strict.check(self.root, self.settings, inventory, source)
         by_itself = registry.found(self.root, source.module, source.version)
         if source.registered and not by_itself and not again:
@@ -88,13 +91,13 @@ class Verbs:
         `force` overrules the invocation's.
         """
         inventory = look(self.root, self.settings)
-        source = _source(inventory, module, version)
+        source = source_of(inventory, module, version)
         if source.problem:
             raise Fault(source.problem, where=f"{source.module}/{source.version}", hint=source.remedy)
         known = {one.release for one in inventory.kernels}
-        placements = [one for one in _placements(inventory, source, ()) if not kernels or one.kernel in kernels]
+        placements = [one for one in placements_of(inventory, source, ()) if not kernels or one.kernel in kernels]
         self._take_back(source, kernels or [""])
-        older = source.version != _source(inventory, module, "").version
+        older = source.version != source_of(inventory, module, "").version
         asked = self._asked(install=install, force=force, by_hand=older, named=bool(kernels))
         # As in DKMS, what cannot be read is not registered.
         readable = not placements or any(one.recipe is not None for one in placements)
@@ -114,7 +117,7 @@ class Verbs:
         """
         first = look(self.root, self.settings)
         for kernel in kernels:
-            _check_kernel(first, kernel)
+            check_kernel(first, kernel)
         usual = [one for one in first.kernels if not one.leaving and one.headers.state is not HeadersState.ALONE]
         releases = list(kernels) or [one.release for one in usual]
         verdicts: dict[tuple[str, str], Cell] = {}  # MODULE/VERSION, kernel
@@ -148,12 +151,12 @@ class Verbs:
     def match(self, template: str, kernel: str, module: str = "") -> dict[str, Result]:
         """What is installed on the kernel `template`, built and installed on `kernel` too: MODULE/VERSION → result."""
         inventory = look(self.root, self.settings)
-        _check_kernel(inventory, kernel)
+        check_kernel(inventory, kernel)
 
         active = dkmstree.read(self.root, self.settings).active
         names = {f"{m}/{v}" for (m, k, _), v in active.items() if k == template and module in ("", m)}
         for name in names:
-            self._take_back(_source(inventory, *name.split("/")), [kernel])
+            self._take_back(source_of(inventory, *name.split("/")), [kernel])
 
         def pick(now: Inventory) -> Iterable[Placement]:
             return (one for one in now.placements if one.kernel == kernel and _name(one) in names)
@@ -164,40 +167,42 @@ class Verbs:
     # --- uninstall, unbuild, remove ---------------------------------------------------------------------------------
 
     def take_away(
-        self, kind: DecisionKind, module: str, version: str, kernels: Sequence[str], *, strict: bool = True
+        self,
+        kind: DecisionKind,
+        module: str,
+        version: str,
+        kernels: Sequence[str] = (),
+        *,
+        targets: Sequence[dkmstree.Target] = (),
+        strict: bool = True,
     ) -> Result:
-        """`uninstall`, `unbuild` and `remove`: out of the named kernels, or all, and not to come back by itself.
+        """`uninstall`, `unbuild` and `remove`: out of the named kernels (or `targets`), or all, and not to come back by itself.
 
         A version of which nothing is built any more after `remove` is forgotten, as in DKMS. A kernel that there is not is
         an error when `strict`.
         """
         inventory = look(self.root, self.settings)
-        source = _source(inventory, module, version)
+        source = source_of(inventory, module, version)
         cell = (source.module, source.version)
-        orphans = [one for one in inventory.orphans if one[:2] == cell]
-        placements = _placements(
+        kernels = kernels or list(dict.fromkeys(release for release, _ in targets))
+        known = dkmstree.read(self.root, self.settings)
+        orphans = without_placement(inventory, cell, known.versions.get(cell))
+        placements = placements_of(
             inventory, source, kernels, also=kernels if not strict else [one[2] for one in orphans]
         )
-        keep_build = kind is DecisionKind.UNINSTALLED
-        actions = [action for one in placements for action in removal(one, kind, keep_build=keep_build)]
-        named = [orphan for orphan in orphans if not kernels or orphan[2] in kernels]
-        actions += removal_of_orphans(named, kind, keep_build=keep_build)
-        last = kind is DecisionKind.REMOVED and not self._built_elsewhere(cell, kernels)
+        meant = Meant(kernels, targets)
+        actions, decided = taken_away(placements, orphans, kind, meant)
+        last = kind is DecisionKind.REMOVED and not meant.leaves_something(known.versions.get(cell))
         upgrade = maintscript.upgrade() if last else ""
         if upgrade:
             note = parking.park(self.root, self.settings, inventory, source, upgrade, waiter(self.emit))
             registry.mark_found(self.root, *cell, by_ourselves=False)
             return Result(notes=(note,))
-        if last and source.registered:
+        if last and (source.registered or cell in known.without_source):
             actions.append(Action(kind=ActionKind.REMOVE, module=source.module, version=source.version))
-        for kernel in () if maintscript.of_kernel_hook() else [""] if last or not kernels else kernels:
+        for kernel in () if maintscript.of_kernel_hook() else [""] if last else decided:
             decisions.decide(self.root, kind, *cell, kernel, source.fingerprint, self.by)
         return self._do(inventory, actions)
-
-    def _built_elsewhere(self, cell: tuple[str, str], kernels: Sequence[str]) -> bool:
-        """Whether something of a version stays when it is taken away from these kernels (none = all)."""
-        known = dkmstree.read(self.root, self.settings).versions.get(cell)
-        return bool(kernels) and known is not None and any(release not in kernels for release, _ in known.built)
 
     def kernel_preinst(self, kernel: str) -> Result:
         """A kernel is about to be replaced by one of the same name: nothing built for it counts as current any more.
@@ -261,7 +266,7 @@ class Verbs:
                 if made is None:
                     continue  # the next round takes it over
                 results[key] = said
-                source = _source(inventory, placement.module, placement.version)
+                source = source_of(inventory, placement.module, placement.version)
                 actions += [*(registration(source) if made else ()), *made]
             if not actions:
                 return {**results, **waiting}
@@ -332,33 +337,6 @@ def _caller() -> str:
         return pwd.getpwuid(number).pw_name
     except KeyError:
         return f"uid {number}"
-
-
-def _source(inventory: Inventory, module: str, version: str) -> Source:
-    """The source that is meant; without a version the newest there is."""
-    found = [one for one in inventory.sources if one.module == module and version in ("", one.version)]
-    if not found:
-        name = f"{module}/{version}" if version else module
-        raise NotFound("no such module", where=name, hint="kmodhookctl status lists those there are")
-    usable = [one for one in found if not one.problem] or found
-    return max(usable, key=lambda one: functools.cmp_to_key(compare)(one.version))
-
-
-def _check_kernel(inventory: Inventory, kernel: str, also: Sequence[str] = ()) -> None:
-    if kernel not in {one.release for one in inventory.kernels} | set(also):
-        raise NotFound("no such kernel", where=kernel, hint="kmodhookctl kernels lists those there are")
-
-
-def _placements(
-    inventory: Inventory, source: Source, kernels: Sequence[str], also: Sequence[str] = ()
-) -> list[Placement]:
-    for kernel in kernels:
-        _check_kernel(inventory, kernel, also)
-    return [
-        one
-        for one in inventory.placements
-        if (one.module, one.version) == (source.module, source.version) and (not kernels or one.kernel in kernels)
-    ]
 
 
 __all__ = ["Verbs"]

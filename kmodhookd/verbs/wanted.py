@@ -1,13 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What an explicit `build` or `install` asks for on one kernel. Pure: an inventory goes in, actions come out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kmodhookd.model import Action, ActionKind, HeadersState, Inventory, Kernel, Placement, Provenance, Source
+from kmodhookd.model import (
+    Action,
+    ActionKind,
+    DecisionKind,
+    HeadersState,
+    Inventory,
+    Kernel,
+    Placement,
+    Provenance,
+    Source,
+)
+from kmodhookd.observe.dkmstree import Target, Version
 from kmodhookd.plan import cells, dependencies, intree, planner, reuse, staleness
 from kmodhookd.settings import Settings
 from kmodhookd.verbs.result import Failed, Obstacle, Result
+
+OtherCell = tuple[str, str, str, str]  # module, version, kernel, architecture: no placement tells of it
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,22 @@ class Asked:
     def action(self, kind: ActionKind, placement: Placement) -> Action:
         """An action that was asked for."""
         return planner.act(kind, placement, planner.ASKED).model_copy(update={"by_hand": self.by_hand})
+
+
+@dataclass(frozen=True)
+class Meant:
+    """From what a version is to be taken away: kernels, of them only those with an architecture of `targets`; none = all."""
+
+    kernels: Sequence[str]
+    targets: Sequence[Target] = ()
+
+    def has(self, release: str, arch: str) -> bool:
+        """Whether one is among them."""
+        return (release, arch) in self.targets if self.targets else not self.kernels or release in self.kernels
+
+    def leaves_something(self, version: Version | None) -> bool:
+        """Whether something of what is built of a version is not among them."""
+        return version is not None and not all(self.has(*target) for target in version.built)
 
 
 def kernel_of(inventory: Inventory, placement: Placement) -> Kernel:
@@ -167,9 +196,30 @@ def removal(placement: Placement, reason: str, *, keep_build: bool = False) -> l
     return actions
 
 
-def removal_of_orphans(
-    orphans: Iterable[tuple[str, str, str, str]], reason: str, *, keep_build: bool = False
-) -> list[Action]:
+def without_placement(inventory: Inventory, name: tuple[str, str], version: Version | None) -> list[OtherCell]:
+    """What is built of a version for what is no kernel, or for another architecture than its kernel's."""
+    found = {one for one in inventory.orphans if one[:2] == name}
+    found |= {(*name, *target) for target in (version.built if version is not None else ())}
+    return sorted(found - {one.cell for one in inventory.placements})
+
+
+def taken_away(
+    placements: Sequence[Placement], orphans: Iterable[OtherCell], kind: DecisionKind, meant: Meant
+) -> tuple[list[Action], Sequence[str]]:
+    """What takes a version away from what is meant, and the kernels for which that is a word to remember ("" = all).
+
+    None for a kernel that keeps its own architecture's: that one nobody spoke of.
+    """
+    keep_build = kind is DecisionKind.UNINSTALLED
+    served = {one.kernel: meant.has(one.kernel, one.arch) for one in placements}
+    here = [one for one in placements if served[one.kernel]]
+    actions = [action for one in here for action in removal(one, kind, keep_build=keep_build)]
+    named = [one for one in orphans if meant.has(one[2], one[3])]
+    actions += removal_of_orphans(named, kind, keep_build=keep_build)
+    return actions, [kernel for kernel in meant.kernels if served.get(kernel, True)] if meant.kernels else [""]
+
+
+def removal_of_orphans(orphans: Iterable[OtherCell], reason: str, *, keep_build: bool = False) -> list[Action]:
     """The same for kernels of which only the DKMS tree and our records still know."""
     kinds = [ActionKind.UNINSTALL] if keep_build else [ActionKind.UNINSTALL, ActionKind.UNBUILD]
     return [

@@ -19,6 +19,7 @@ from kmodhookd.observe import decisions, dkmsbash
 from kmodhookd.protocol import Request
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
+from kmodhookd.verbs import leaving
 
 K1, K2 = "6.1.0-1-amd64", "6.1.0-2-amd64"
 
@@ -44,6 +45,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "--module=foo/1.0 --kernelver=6.1 install",
         "-m foo/9 -v 1.0 install --kernelversion=6.1",
         "foo install -v 1.0 -k 6.1",
+        "foo/9 install -v 1.0 -k 6.1",
+        "-v 9 install foo/1.0 -k 6.1",
+        "-v 9 install -m foo/1.0 -k 6.1",
+        "bar/1.0 install -m foo -k 6.1",
+        "-m foo/1.0 install -m foo -k 6.1",
     ],
 )
 def test_options_and_verb_in_any_order(here: Path, line: str) -> None:
@@ -59,6 +65,7 @@ def test_options_and_verb_in_any_order(here: Path, line: str) -> None:
         ("-k a -k b -a x86_64", [("a", "x86_64"), ("b", "x86_64")]),
         ("-k a -k b -a x86_64 -a i686", [("a", "x86_64"), ("b", "i686")]),
         ("-k a/x86_64 -k b", [("a", "x86_64"), ("b", "x86_64")]),
+        ("-a i686 -k a/x86_64 -k b", [("a", "i686"), ("b", "x86_64")]),
         ("", []),
     ],
 )
@@ -76,6 +83,9 @@ def test_what_a_word_means(here: Path) -> None:
     found = parse(["build", "empty", "another", "third"])
     assert (found.module, found.tree, found.unknown) == ("empty", "", ["another", "third"])
     assert parse(["mktarball", "m/1", "--archive", "x.tar.gz"]).archive == "x.tar.gz"
+    assert parse(["ldtarball", "--archive", "x.tar.gz", "some.tar.gz"]).archive == "some.tar.gz", "the last one"
+    (here / "tree/my-dkms.conf").touch()
+    assert not os.path.isdir(parse(["add", "tree/my-dkms.conf"]).tree), "it is not the one that is meant there"
     assert {parse([verb]).verb for verb in VERBS} == set(VERBS)
 
 
@@ -88,6 +98,12 @@ def test_what_a_word_means(here: Path) -> None:
         ("build -k a -k b -k c -a x -a y", 1),
         ("remove m/1 -k a --all", 2),
         ("remove m/1 -a x --all", 3),
+        ("build m/1 -k", 2),
+        ("build m/1 -k=", 16),
+        ("build m/1 -k a/", 16),
+        ("autoinstall -k a -a=", 16),
+        ("autoinstall --", 2),
+        ("autoinstall -", 2),
         ("build -k", 2),
     ],
 )
@@ -123,7 +139,16 @@ def test_lines_that_are_refused(here: Path, line: str, code: int) -> None:
         ("ldtarball --archive nothing.tar.gz", 2),
         ("build m/1", 1),
         ("build m/1 -k a -a sparc", 12),
+        ("autoinstall -k a/i486", 12),
+        ("kernel_prerm -k a -a sparc", 12),
+        ("kernel_postinst --all", 5),
+        ("kernel_preinst --all", 5),
+        ("kernel_prerm --all", 5),
+        ("add m@x/1", 10),
+        ("remove m/1@x", 3),
         ("add m/1", 2),
+        ("status -k= m", 0),
+        ("status -k /x86_64", 0),
         ("status", 0),
     ],
 )
@@ -201,6 +226,18 @@ def test_autoinstall_without_headers_tells_it_for_each_module(
     assert said.err.count("Error! ") == 2
     trees.make(tmp_path, {"/etc/dkms/no-autoinstall": ""})
     assert dkms.main(["autoinstall", "-k", K1], root) == 0
+
+
+def test_an_empty_directory_goes_with_its_kernel(tmp_path: Path) -> None:
+    top = f"/usr/lib/modules/{K1}"
+    kept = {"/elsewhere/empty": None, f"{top}/extra/file": "", f"{top}/link": trees.Link("/elsewhere")}
+    root = trees.make(tmp_path, {**trees.DEBIAN, **kept, f"{top}/updates/dkms": None})
+    link = root.resolve("/usr/lib/modules") / "6.0-link"
+    link.symlink_to("../../../elsewhere")
+    for kernel in (K1, "6.0-link", "../../../elsewhere", "6.9-none"):
+        leaving.clear_empty(root, Settings(), kernel, print)
+    assert not root.resolve(f"{top}/updates").exists() and root.resolve(f"{top}/extra/file").exists()
+    assert root.resolve("/elsewhere/empty").is_dir() and (root.resolve(top) / "link").is_symlink()
 
 
 def test_only_root_changes_anything(
@@ -312,6 +349,12 @@ def test_weak_links_are_told(show: Show) -> None:
         f"weak/1.0, {K2}, x86_64: installed-weak from {K1}",
     ]
     assert show({}, "weak", "-k", K1) == [f"weak/1.0, {K1}, x86_64: installed"]
+
+
+def test_the_order_is_that_of_paths(show: Show) -> None:
+    names = ("nv-x/1.0", "nv/1.0", "nv/1.0^git2", "nv_x/1.0")
+    entries = {path: entry for name in names for path, entry in version(*name.split("/")).items()}
+    assert show(entries) == [f"{name}: added" for name in names]
 
 
 def test_filters(show: Show) -> None:
