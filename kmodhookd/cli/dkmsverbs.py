@@ -69,6 +69,7 @@ def _add(call: Call) -> int:
         known = dkmstree.read(call.root, call.settings).versions.get((module, version))
         if not (known is not None and known.source_exists) and not call.root.resolve(source).is_dir():
             raise Refused(2, f"{source} is not there, or not a source")
+        _check_conf_is_there(call)
         try:
             code = _finish(verbs.add(module, version, again=False))
         except NotFound:
@@ -93,6 +94,7 @@ def _build(call: Call) -> int:
         given.module, given.version = loaded.module, loaded.version
     module, version = call.name()
     call.refuse_broken(module, version)
+    _check_conf_is_there(call)
     try:
         result = call.verbs.build(module, version, kernels, install=given.verb == "install")
     except NotFound as fault:
@@ -257,6 +259,13 @@ VERBS: dict[str, Callable[[Call], int]] = {
 def _forbid_all(call: Call) -> None:
     if call.arguments.all:
         raise Refused(5, f"the action {call.arguments.verb} does not support the --all parameter")
+
+
+def _check_conf_is_there(call: Call) -> None:
+    """What `-c` names must be there."""
+    conf = call.settings.invocation.conf
+    if conf and not call.root.resolve(conf).is_file():
+        raise Refused(4, f"could not locate dkms.conf file [{conf} is not there]")
 
 
 def _load(call: Call, *, again: bool = False) -> archives.Loaded:
