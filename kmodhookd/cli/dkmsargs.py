@@ -122,8 +122,12 @@ def parse(argv: Sequence[str]) -> Arguments:
             found.version = value
         elif kind == "archive":
             found.archive = value
+        elif kind == "kernel":
+            release, slash, arch = value.partition("/")
+            kernels.append(release)
+            archs += [arch] if slash else []
         else:
-            (kernels if kind == "kernel" else archs).append(value)
+            archs.append(value)
     check_parts(options)
     found.kernels, found.arch = paired(kernels, archs, every=options.all, patterns=found.verb == "status")
     return found

@@ -272,6 +272,7 @@ EXPORTS = "int base_do({0} a); int base_do({0} a) {{ return (int)a; }} EXPORT_SY
 USES = "extern int base_do(int a); int use(void); int use(void) { return base_do(1); }"
 
 
+@pytest.mark.full
 def test_a_module_that_uses_what_another_exports(both: Pair) -> None:
     """The first hands nothing over: the second does not link. Nor is it built again when the first changes."""
     both.source("base", body=EXPORTS.format("int"))

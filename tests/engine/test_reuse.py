@@ -83,7 +83,8 @@ def complaints(world: World) -> list[str]:
     return [line for line in said if "/updates/" in line]
 
 
-@pytest.mark.parametrize("packages", [SMALL, pytest.param(TWELVE, marks=pytest.mark.full)], ids=["three", "twelve"])
+@pytest.mark.full
+@pytest.mark.parametrize("packages", [SMALL, TWELVE], ids=["three", "twelve"])
 def test_a_respin_gets_every_module_without_a_compiler(world: World, packages: tuple[str, ...]) -> None:
     names = world.real_sources(packages)
     respin.hide(world.overlay, world.newer)
