@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Real DKMS in one root and ours in another, equal one: the same is put into both, and each does what it does."""
 
+import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bed import roots
+from bed.checkout import checkout
 from bed.kernels import Kernels
 from bed.overlay import Overlay
 from bed.wanted import tiny_source
@@ -16,6 +19,8 @@ from sites import Site
 
 from kmodhookd.plan import planner
 from kmodhookd.settings import Policy, Settings
+
+KMODHOOKCTL = "import sys; from kmodhookd.cli import main; sys.exit(main.main(sys.argv[1:]))"
 
 
 class Pair:
@@ -64,6 +69,12 @@ class Pair:
     def autoinstall(self) -> "subprocess.CompletedProcess[str]":
         """What real DKMS does by itself for a kernel."""
         return self.dkms("autoinstall", "-k", self.k1, check=False)
+
+    def spawn_ours(self, verb: str, *words: str) -> "subprocess.Popen[str]":
+        """Ours as a process of its own, as two people would start it: `kmodhookctl VERB --root …`."""
+        argv = [sys.executable, "-c", KMODHOOKCTL, verb, "--root", str(self.ours.overlay.root), *words]
+        environment = {**os.environ, "PYTHONPATH": str(checkout())}
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
     def status(self, module: str) -> list[str]:
         """What real DKMS says of a module."""
