@@ -27,7 +27,7 @@ from kmodhookd.act.workspace import Workspace, prepare
 from kmodhookd.confine import PIPE, Cage, Limits, cage
 from kmodhookd.errors import Fault
 from kmodhookd.model import FailureClass, Kernel, Recipe, Source
-from kmodhookd.observe import dependencies, overlays
+from kmodhookd.observe import decisions, dependencies, overlays
 from kmodhookd.observe.dkmsconf import kernel_config_file
 from kmodhookd.root import Root
 from kmodhookd.settings import Settings
@@ -273,9 +273,21 @@ def _products(work: _Build, sign: Sign | None) -> tuple[Path, ...]:
             sign(accepted, work.log)
         files.append(_compressed(work, accepted))
     if not files:
+        _nothing_in_their_stead(work)
         work.log.line("\nWarning: dkms.conf names no module.")
     symvers = product.accept_symvers(work.workspace, work.cage.uid)
     return (*files, *((symvers,) if symvers else ()))
+
+
+def _nothing_in_their_stead(work: _Build) -> None:
+    """A dkms.conf that names no module is a build that is done, but takes no module away that is in the kernel's tree."""
+    recipe = work.recipe
+    cells = [cell for cell in decisions.recorded_cells(work.root, "records") if cell[0] == recipe.module]
+    records = [decisions.record(work.root, cell) for cell in cells if cell[2:] == (recipe.kernel, recipe.arch)]
+    active = work.root.resolve(f"{work.settings.dkms_tree}/{recipe.module}/kernel-{recipe.kernel}-{recipe.arch}/module")
+    if any(record.files for record in records if record) or (active.is_dir() and any(active.iterdir())):
+        sentence = "dkms.conf names no module for this kernel, where modules of it are installed"
+        raise failed(recipe, FailureClass.PRODUCT, sentence, remedy="correct dkms.conf, or uninstall them first")
 
 
 def _compressed(work: _Build, module: Path) -> Path:

@@ -48,7 +48,11 @@ def source_came(root: Root, settings: Settings, module: str, version: str, path:
     aside = directory / ".source.old"
     shutil.rmtree(aside, ignore_errors=True)
     conf_only.rename(aside)
-    _link(directory, path)
+    try:
+        _link(directory, path)
+    except OSError:
+        aside.rename(conf_only)
+        raise
     shutil.rmtree(aside)
 
 

@@ -254,6 +254,7 @@ class Work:
         done: list[Action] = []
         with self._apart(kernel), self._locked(*ready):
             if self.controls.may_commit(kernel):  # it may have waited for long
+                ready = [one for one in ready if not self.jobs.cancelled(one, now.sources[one.module, one.version])]
                 done += [action for action in ready if self._install(now, action)]
             else:
                 self._leave_to_later(now, ready)
@@ -277,7 +278,7 @@ class Work:
     def _script(self, now: Round, action: Action, kind: Kind) -> bool:
         """Run a script of dkms.conf as root, outside of the engine lock. Whether to go on: only PRE_INSTALL can forbid it."""
         placement = now.placements.get((action.module, action.version, action.kernel))
-        if placement is None or placement.recipe is None:
+        if placement is None or placement.recipe is None or placement.arch != action.arch:
             return True
         faults = self._run_script(placement.recipe, kind)
         if faults and kind == "pre_install" and not self.settings.invocation.force:

@@ -11,32 +11,12 @@ from kmodhookd import run, systemd
 from kmodhookd.root import Root
 
 RIGHTS = (
-    *(
-        [
-            "CAP_CHOWN",
-            "CAP_DAC_OVERRIDE",
-            "CAP_DAC_READ_SEARCH",
-            "CAP_FOWNER",
-            "CAP_FSETID",
-            "CAP_SETFCAP",
-            "CAP_LINUX_IMMUTABLE",
-        ]
-    ),
-    *(["CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_AUDIT_WRITE"]),
-    *(
-        [
-            "CAP_MAC_ADMIN",
-            "CAP_MAC_OVERRIDE",
-            "CAP_SYS_ADMIN",
-            "CAP_SYS_CHROOT",
-            "CAP_MKNOD",
-            "CAP_SYS_MODULE",
-            "CAP_SYS_RAWIO",
-        ]
-    ),
-    *(["CAP_NET_ADMIN", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_PTRACE", "CAP_SYSLOG"]),
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_SETFCAP CAP_LINUX_IMMUTABLE "
+    "CAP_SETUID CAP_SETGID CAP_SETPCAP CAP_KILL CAP_IPC_LOCK CAP_IPC_OWNER CAP_AUDIT_WRITE CAP_MAC_ADMIN "
+    "CAP_MAC_OVERRIDE CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_MKNOD CAP_SYS_MODULE CAP_SYS_RAWIO CAP_NET_ADMIN "
+    "CAP_NET_RAW CAP_SYS_BOOT CAP_SYS_NICE CAP_SYS_RESOURCE CAP_SYS_PTRACE CAP_SYSLOG"
 )
-"""What such programs may do: files of any owner, mounts, devices, modules, other users; not the clock, reboots, raw sockets."""
+"""What such programs may do: files of any owner, mounts, devices, modules, other users; not the clock, the audit, BPF."""
 _ENTER = 'cd -- "$1" && shift && exec "$@"'
 
 
@@ -54,7 +34,7 @@ def run_apart(
         options.append(f"--working-directory={cwd}")
         properties = [
             f"RuntimeMaxSec={timeout:.0f}",
-            f"CapabilityBoundingSet={' '.join(RIGHTS)}",
+            f"CapabilityBoundingSet={RIGHTS}",
             "RestrictRealtime=yes",
         ]
         unit = systemd.transient(argv, properties, options)

@@ -137,6 +137,8 @@ def _marked(argv: Sequence[str], valued: set[str]) -> Iterator[str]:
     """The command line with every word marked that is no option, so that argparse leaves them where they are."""
     words = iter(argv)
     for word in words:
+        if word == "--":
+            raise Refused(2, "unrecognized arguments: --", usage=True)
         full = _full(word)
         value = next(words, None) if full in valued else None
         if not word.startswith("-"):

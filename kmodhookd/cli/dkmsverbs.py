@@ -116,14 +116,8 @@ def _take_away(call: Call) -> int:
             state = "installed" if given.verb == "uninstall" else "built"
             name = f"{version.module}/{version.version}"
             print(f"Module {name} is not {state} for kernel {release} ({arch}). Skipping...")
-    if there:
-        meant = [target for target in targets if target in there]
-    elif given.verb == "remove":
-        meant = []  # of what nothing is built, nothing stays
-    else:
-        return 0
-    if there and targets and not meant:
-        return 0
+    # Of what nothing is built, nothing stays. What is only skipped is a word all the same: it may be about to be built.
+    meant = targets if there or given.verb != "remove" else []
     kind = TAKE_AWAY[given.verb]
     return _finish(verbs.take_away(kind, version.module, version.version, targets=meant, strict=False))
 

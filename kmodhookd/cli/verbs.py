@@ -128,15 +128,16 @@ def _take_away(call: Call) -> int:
     if safe and rpmsafe.take(call.root, call.module, call.version):
         print("Nothing is removed: the same version was added in this rpm transaction.")
         return Exit.DONE
-    releases, notes = _of_arch(call) if call.arch else (call.releases, [])
-    if call.arch and not releases:
-        return _finish(Result(notes=tuple(notes)))
-    result = verbs.take_away(TAKE_AWAY[call.verb], call.module, call.version, releases)
+    targets, notes = _of_arch(call) if call.arch else ([], [])
+    if call.arch and not targets:
+        return _finish(Result(notes=tuple(notes or [f"nothing is built for {call.arch}"])))
+    releases = [] if targets else call.releases
+    result = verbs.take_away(TAKE_AWAY[call.verb], call.module, call.version, releases, targets=targets)
     return _finish(Result(notes=tuple(notes)).joined(result))
 
 
-def _of_arch(call: Call) -> tuple[list[str], list[str]]:
-    """The kernels of an architecture that was named, and what is said of those that are not of it."""
+def _of_arch(call: Call) -> tuple[list[dkmstree.Target], list[str]]:
+    """The kernels with the architecture that was named, and what is said of those that are not of it."""
     built = {
         target
         for (module, version), known in dkmstree.read(call.root, call.settings).versions.items()
@@ -146,7 +147,7 @@ def _of_arch(call: Call) -> tuple[list[str], list[str]]:
     targets = call.kernels or sorted((release, call.arch) for release in {release for release, _ in built})
     others = alike.of_another_arch(built, [(release, arch) for release, arch in targets if arch])
     notes = [f"{release}: nothing is built for {arch}" for release, arch in sorted(others)]
-    return [release for release, arch in targets if (release, arch) not in others], notes
+    return [target for target in targets if target not in others], notes
 
 
 def _autoinstall(call: Call) -> int:

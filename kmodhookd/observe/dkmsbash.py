@@ -52,6 +52,7 @@ shopt -s extglob
 kmodhookd_source() {
     local kmodhookd_text kmodhookd_complete= kmodhookd_path=$1
     kmodhookd_text=$(
+        exec 3>&-
         . "$kmodhookd_path" >/dev/null
         unset -v IFS
         set -f +e +u +n
@@ -133,9 +134,11 @@ def ask(
         fault = Fault("this file needs Bash, which is not there", hint="install bash")
         return [fault for _ in questions]
     handed: frozenset[str] = frozenset()
+    # What is asked about, and nothing else: a file that is read can say of any other that it is unreadable.
+    asked = {file for question in questions for file in question.files}
     while True:
         answers = _ask_each(root, bash, questions, names, sandbox, handed)
-        closed = {answer.where for answer in answers if isinstance(answer, Unreadable)} - handed
+        closed = {answer.where for answer in answers if isinstance(answer, Unreadable)} & asked - handed
         if not closed or os.geteuid() != 0:
             return answers
         handed |= closed
@@ -181,8 +184,9 @@ def _ask(
 def _copies(root: Root, cage: confine.Cage, files: frozenset[str]) -> Iterator[Mapping[str, str]]:
     """File → the copy of it (paths inside) that the cage's user, and nobody else, can read for as long as this lasts.
 
-    Nothing gets out by that but what the file says of itself, its values and messages, which root asks it for; and what
-    its name only leads to by a link, which others may have made, is not handed over.
+    They are files of the question only: a dkms.conf and what stands in /etc/dkms for that module, which may see each other.
+    Nothing gets out by that but their values and messages, which root asks them for; and what a name only leads to by a
+    link, which others may have made, is not handed over.
     """
     directory, lock = "", -1
     copies: dict[str, str] = {}

@@ -194,13 +194,13 @@ class Verbs:
         actions, decided = taken_away(placements, orphans, kind, meant)
         last = kind is DecisionKind.REMOVED and not meant.leaves_something(known.versions.get(cell))
         upgrade = maintscript.upgrade() if last else ""
-        if upgrade:
+        if upgrade and source.registered:
             note = parking.park(self.root, self.settings, inventory, source, upgrade, waiter(self.emit))
             registry.mark_found(self.root, *cell, by_ourselves=False)
             return Result(notes=(note,))
         if last and (source.registered or cell in known.without_source):
             actions.append(Action(kind=ActionKind.REMOVE, module=source.module, version=source.version))
-        for kernel in () if maintscript.of_kernel_hook() else [""] if last else decided:
+        for kernel in () if upgrade or maintscript.of_kernel_hook() else [""] if last else decided:
             decisions.decide(self.root, kind, *cell, kernel, source.fingerprint, self.by)
         return self._do(inventory, actions)
 

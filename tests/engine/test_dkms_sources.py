@@ -107,6 +107,20 @@ def test_a_conf_that_names_no_module_is_no_failure(fresh: Site) -> None:
         assert site.ours("remove", f"{module}/1.0", "--all") == 0 and site.status(module) == []
 
 
+def test_a_conf_that_names_no_module_takes_none_away(site: Site) -> None:
+    """Edited, or empty for this kernel by a mistake: what works stays, and it is told."""
+    source = tiny_source(site.overlay, "kept")
+    assert site.ours("install", "kept/1.0", "-k", site.k1) == 0
+    text = (source / "dkms.conf").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith(("BUILT_", "DEST_"))]
+    (source / "dkms.conf").write_text("\n".join([*kept, ""]))
+    assert site.ours("install", "kept/1.0", "-k", site.k1, "--force") == 7 and "modules of it are installed" in site.err
+    engine.one_pass(site.root, Settings(), Request(number=1), lambda _: None, Controls())
+    assert site.file("kept", site.k1).exists()
+    assert site.root.resolve(f"/var/lib/dkms/kept/1.0/{site.k1}/{ARCH}/module/kept.ko").exists()
+    assert site.ours("remove", "kept/1.0", "--all") == 0 and not site.file("kept", site.k1).exists()
+
+
 def test_what_the_build_user_cannot_read_is_handed_to_bash(site: Site, tmp_path: Path) -> None:
     """A conf that needs Bash, in a private home, a private source and a private override."""
     dynamic = ('PACKAGE_VERSION="$(echo 1.0)"',)

@@ -356,6 +356,21 @@ def test_a_conf_that_the_build_user_cannot_read_is_handed_to_him(place: Path) ->
     assert not list(Path(dkmsbash.DIRECTORY).glob("conf-*"))
 
 
+def test_a_conf_cannot_ask_for_other_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second evaluation has our channel: what it says there about other files is not believed, nor asked for ever."""
+    handed: list[str] = []
+
+    def hand(root: Root, file: str) -> None:
+        handed.append(file)
+        assert len(handed) < 5
+
+    monkeypatch.setattr(dkmsbash, "_content", hand)
+    forged = f"printf 'unreadable\\0%s\\0' {place}/other\\$RANDOM >&3"
+    (place / "dkms.conf").write_text(f'{HEAD}x=$(:)\nMAKE[0]="\\$({forged})"\n{forged}\n')
+    dkmsconf.read_conf(Root("/"), Settings(), Source(module="m", version="1.0", path=str(place)), [K1])
+    assert handed == []
+
+
 def test_what_a_conf_only_leads_to_is_not_handed_over(place: Path) -> None:
     (place / "text").write_text(HEAD + "x=$(:)\n")
     (place / "text").chmod(0o600)
