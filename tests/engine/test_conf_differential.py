@@ -66,6 +66,9 @@ MEANT = {
 }
 
 
+BOTH = (pytest.param(DKMS, id="3.0"), pytest.param(LATER_DKMS, id="3.2", marks=pytest.mark.full))
+
+
 @pytest.fixture(scope="module")
 def root(kernels: Kernels) -> Iterator[Overlay]:
     """A root with real DKMS, kernels and headers, and all sources in place (nothing registered or built)."""
@@ -86,7 +89,7 @@ def six(kernels: Kernels) -> list[Kernel]:
     return [*there, *made_up]
 
 
-@pytest.mark.parametrize("dkms", (DKMS, pytest.param(LATER_DKMS, marks=pytest.mark.full)))
+@pytest.mark.parametrize("dkms", BOTH)
 def test_recipes_of_all_packages_are_equal(dkms: str, root: Overlay, six: list[Kernel]) -> None:
     """Thirty packages in main; where the archive does not give one, the others are compared and it is told.
 
@@ -113,18 +116,17 @@ def test_recipes_of_all_packages_are_equal(dkms: str, root: Overlay, six: list[K
     assert sum(len(modules) for recipe in recipes if isinstance(modules := recipe.get("modules"), list)) > 6 * 60
 
 
+@pytest.mark.parametrize("dkms", BOTH)
 @pytest.mark.parametrize("odd", CONFS, ids=lambda odd: odd.name)
-def test_odd_confs_are_read_alike(odd: Odd, root: Overlay, six: list[Kernel]) -> None:
+def test_odd_confs_are_read_alike(odd: Odd, dkms: str, root: Overlay, six: list[Kernel]) -> None:
     source = source_of(Root(root.root), f"{odd.name}-{VERSION}")
-    mine, _ = ours(Root(root.root), source, six)
-    for dkms, of_one in MEANT.items():
-        theirs = real(root, source, six, dkms)
-        meant = {what for table in (ANYWHERE, of_one) for what, confs in table.items() if odd.name in confs}
-        differences = Differences(frozenset(meant))
-        for kernel in six:
-            differences.compare(odd.name, kernel, theirs[kernel], mine[kernel])
-        assert not differences.found, "\n".join([dkms, *differences.found])
-        assert differences.seen == meant, f"an exception that nothing needs any more: {dkms}"
+    theirs, (mine, _) = real(root, source, six, dkms), ours(Root(root.root), source, six)
+    meant = {what for table in (ANYWHERE, MEANT[dkms]) for what, confs in table.items() if odd.name in confs}
+    differences = Differences(frozenset(meant))
+    for kernel in six:
+        differences.compare(odd.name, kernel, theirs[kernel], mine[kernel])
+    assert not differences.found, "\n".join(differences.found)
+    assert differences.seen == meant, "an exception that nothing needs any more"
 
 
 def test_bash_is_asked_where_it_must_be(root: Overlay, six: list[Kernel]) -> None:

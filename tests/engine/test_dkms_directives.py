@@ -111,6 +111,7 @@ def test_later_dkms_goes_by_our_mark(site: Site, upon: Path) -> None:
 # --- scripts that run as root -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_post_add_and_a_post_remove_that_fail(site: Site) -> None:
     """What is done is done, and that it did not go well is said, with where its words are: 1.
 

@@ -71,6 +71,7 @@ def test_the_log_of_a_failed_build_is_where_dkms_has_it(site: Site) -> None:
     assert site.ours("remove", "failing/1.0", "--all") == 0 and not log.parent.parent.exists()
 
 
+@pytest.mark.full
 def test_a_conf_that_names_no_module_is_no_failure(fresh: Site) -> None:
     site = fresh
     for module in ("hollow", "empty"):

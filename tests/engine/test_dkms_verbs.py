@@ -53,7 +53,7 @@ def test_a_life(site: Site) -> None:
     assert site.overlay.path("/usr/src/life-1.0/dkms.conf").exists()
 
 
-@pytest.mark.parametrize("which", ("real", "later"))
+@pytest.mark.parametrize("which", ("real", pytest.param("later", marks=pytest.mark.full)))
 def test_either_continues_what_the_other_began(which: str, site: Site) -> None:
     other = getattr(site, which)
     mine, theirs = f"mine-{which}", f"theirs-{which}"
@@ -130,6 +130,7 @@ def test_what_is_wrong_is_in_the_line(site: Site) -> None:
     assert site.ours("remove", "suffix/1.0", "--all") == 0 and site.status("suffix") == []
 
 
+@pytest.mark.full
 def test_an_original_that_the_other_moved_away_is_told_and_comes_back(site: Site) -> None:
     tiny_source(site.overlay, "moved")
     tiny_source(site.overlay, "origin")
@@ -147,6 +148,7 @@ def test_an_original_that_the_other_moved_away_is_told_and_comes_back(site: Site
     assert original.read_bytes() == content and site.agreed("moved") == [site.line("moved", site.k1, "built")]
 
 
+@pytest.mark.full
 def test_another_tree_is_no_word_on_the_modules_of_this_one(site: Site) -> None:
     """To build beside a live system, and to clear that away, takes nothing from the live one."""
     tiny_source(site.overlay, "apart")
@@ -328,7 +330,10 @@ def test_headers_alone_are_served_by_an_explicit_verb_and_left_alone_by_the_daem
     assert fresh.file("image", fresh.alone).exists() and fresh.file("image", fresh.k1).exists()
 
 
-@pytest.mark.parametrize("script", ("dkms", "/usr/sbin/dkms", "/opt/later/dkms"))
+SPOKEN = ("dkms", *(pytest.param(path, marks=pytest.mark.full) for path in ("/usr/sbin/dkms", "/opt/later/dkms")))
+
+
+@pytest.mark.parametrize("script", SPOKEN)
 def test_a_dkms_at_work_is_seen_and_waited_for(script: str, site: Site) -> None:
     """Debian's own scripts in the middle of a build, however they were called: who waits for one reads so at once."""
     kind = script.replace("/", "-").strip("-")

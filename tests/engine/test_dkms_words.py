@@ -126,6 +126,7 @@ def test_broken_ones(site: Site) -> None:
         assert site.ours("remove", f"{name}/1.0", "--all") == 3
 
 
+@pytest.mark.full
 def test_what_was_not_there_yet_is_not_to_come(fresh: Site) -> None:
     """It may wait for headers, or be about to be built. Of another architecture it says nothing."""
     for name in ("skipped", "taken", "other"):
@@ -162,6 +163,7 @@ def test_what_a_kernel_leaves_is_taken_along_where_it_is_empty(fresh: Site) -> N
     assert (tree / "extra/kept").exists() and (tree / "kernel").is_dir()
 
 
+@pytest.mark.full
 def test_an_older_version_by_hand_stays(site: Site) -> None:
     for number in ("2.0", "1.0"):
         tiny_source(site.overlay, "older", number)
