@@ -96,6 +96,8 @@ def test_two_autoinstalls_at_once(both: Pair) -> None:
         for name in names:
             both.dkms("unbuild", f"{name}/1.0", "--all", check=False)
     assert bad, "DKMS never failed: is there a lock now?"
+    for name in names:
+        both.ours.verbs().add(name, "1.0")
     ended([both.spawn_ours("autoinstall", "-k", both.k1) for _ in range(2)])
     for name in names:
         assert both.ours.state(name, both.k1) is State.INSTALLED and release(both.file(name)[1]) == both.k1
