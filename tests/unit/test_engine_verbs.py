@@ -218,17 +218,17 @@ def test_other_trees(root: Root, ctl: Ctl) -> None:
 
 
 def test_sources_from_elsewhere(root: Root, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
-    trees.make(Path.cwd(), {"/work/dkms.conf": CONF.format("new", "1.0"), "/work/new.c": "one"})
-    for verb, given in (("add", "work"), ("build", "work"), ("install", "work/dkms.conf")):
-        Path("work/new.c").write_text(verb)
+    trees.make(Path.cwd(), {"/checkout/dkms.conf": CONF.format("new", "1.0"), "/checkout/new.c": "one"})
+    for verb, given in (("add", "checkout"), ("build", "checkout"), ("install", "checkout/dkms.conf")):
+        Path("checkout/new.c").write_text(verb)
         assert ctl(f"{verb} {given}") == (0 if verb == "add" else 2), "it waits for headers"
         assert root.resolve("/usr/src/new-1.0/new.c").read_text() == verb
         assert "new/1.0 is added" in capsys.readouterr().out
-    assert ctl("add work") == 3 and ctl("add work --force") == 0
-    assert ctl("add work -v 1.0") == 3
+    assert ctl("add checkout") == 3 and ctl("add checkout --force") == 0
+    assert ctl("add checkout -v 1.0") == 3
     with tarfile.open("release.tar.gz", "w:gz") as tar:
-        Path("work/new.c").write_text("packed")
-        tar.add("work", "new-from-upstream")
+        Path("checkout/new.c").write_text("packed")
+        tar.add("checkout", "new-from-upstream")
     assert ctl(f"install release.tar.gz -k {K1}") == 1
     assert root.resolve("/usr/src/new-1.0/new.c").read_text() == "packed"
     Path("text").write_text("no archive")
